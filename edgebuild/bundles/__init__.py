@@ -1,0 +1,1 @@
+"""Bundles: written whole, checked, and read again."""

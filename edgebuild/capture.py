@@ -1,0 +1,171 @@
+"""Captures a network once as ATen operators: its sites, its cost and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from edgebuild.vocabulary.errors import NotExportable
+from edgebuild.vocabulary.precision import LayerKind
+from edgebuild.vocabulary.program import Operator, Program, Site
+
+# Operators that carry weights: the kind of layer, and the position of the weight's argument.
+WEIGHTED: Mapping[str, tuple[LayerKind, int]] = {
+    "conv1d": (LayerKind.CONVOLUTION, 1),
+    "conv2d": (LayerKind.CONVOLUTION, 1),
+    "conv3d": (LayerKind.CONVOLUTION, 1),
+    "conv_transpose1d": (LayerKind.TRANSPOSED, 1),
+    "conv_transpose2d": (LayerKind.TRANSPOSED, 1),
+    "conv_transpose3d": (LayerKind.TRANSPOSED, 1),
+    "linear": (LayerKind.LINEAR, 1),
+    "matmul": (LayerKind.LINEAR, 1),
+    "mm": (LayerKind.LINEAR, 1),
+    "addmm": (LayerKind.LINEAR, 2),
+    "embedding": (LayerKind.EMBEDDING, 0),
+}
+RECURRENT = ("gru", "lstm", "rnn_tanh", "rnn_relu")
+# Operators that only look at the same numbers in another way.
+VIEWS = {"t", "unflatten", "transpose", "permute", "reshape", "view", "slice", "chunk", "split", "getitem",
+         "contiguous", "detach", "unsqueeze", "squeeze", "flatten", "expand", "select", "to",
+         "split_with_sizes", "unbind", "numpy_T", "clone", "alias"}  # fmt: skip
+# Operators that every runtime computes inside the layer before them.
+FUSED = {"batch_norm", "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp", "dropout",
+         "hardswish", "hardswish_"}  # fmt: skip
+
+
+def capture(network: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> Program:
+    """Captures `network(*example)` with torch.export.
+
+    Raises:
+        NotExportable: control flow that depends on data, or code that cannot be captured.
+    """
+    # One tensor object given for two arguments would be taken for one input.
+    inputs = tuple(tensor.detach().clone() for tensor in example)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(network, inputs)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise NotExportable(
+            f"torch.export cannot capture the network: {type(error).__name__}: {reason}"
+        ) from error
+    parameters = {
+        spec.arg.name: spec.target
+        for spec in exported.graph_signature.input_specs
+        if spec.target is not None
+    }
+    operators, nodes = [], {}  # type: list[Operator], dict[Site, tuple[str, ...]]
+    for node in exported.graph.nodes:
+        if node.op != "call_function" or _name(node) in VIEWS:
+            continue
+        site = _site_of(node, parameters)
+        if site is not None:
+            nodes[site] = (*nodes.get(site, ()), node.name)
+        operators.append(_operator(node, site, parameters))
+    return Program(exported, _fingerprint(exported), tuple(nodes), nodes, tuple(operators))
+
+
+def _name(node: fx.Node) -> str:
+    """ "conv2d" for `aten.conv2d.default`."""
+    return str(getattr(node.target, "__name__", node.target)).split(".")[0]
+
+
+def _site_of(node: fx.Node, parameters: Mapping[str, str]) -> Site | None:
+    name = _name(node)
+    if name in RECURRENT:
+        weights = [_parameter(leaf, parameters) for leaf in pytree.tree_leaves(node.args)]
+        owned = [weight for weight in weights if weight]
+        return Site(owned[0].rpartition(".")[0] or owned[0], LayerKind.RECURRENT) if owned else None
+    if name not in WEIGHTED:
+        return None
+    kind, position = WEIGHTED[name]
+    weight = _parameter(node.args[position], parameters)
+    if weight is None:
+        return None
+    if kind is LayerKind.CONVOLUTION and _is_depthwise(node):
+        kind = LayerKind.DEPTHWISE
+    return Site(weight.removesuffix("weight").rstrip("._") or weight, kind)
+
+
+def _parameter(argument: Any, parameters: Mapping[str, str]) -> str | None:
+    """The name of the parameter that an argument is, or is a view of."""
+    while isinstance(argument, fx.Node) and _name(argument) in VIEWS and argument.args:
+        argument = argument.args[0]
+    if isinstance(argument, fx.Node) and argument.op == "placeholder":
+        return parameters.get(argument.name)
+    return None
+
+
+def _is_depthwise(node: fx.Node) -> bool:
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node)
+    shape = weight.meta["val"].shape
+    return int(shape[1]) == 1 and int(shape[0]) > 1
+
+
+def _operator(node: fx.Node, site: Site | None, parameters: Mapping[str, str]) -> Operator:
+    """Counts one operator's work from the shapes that the capture recorded."""
+    arguments = [leaf for leaf in pytree.tree_leaves(node.args) if isinstance(leaf, fx.Node)]
+    weights = sum(_elements(leaf) for leaf in arguments if _parameter(leaf, parameters))
+    moved = sum(_elements(leaf) for leaf in arguments if not _parameter(leaf, parameters))
+    fused = _name(node) in FUSED
+    return Operator(
+        name=_name(node),
+        site=site,
+        macs=_macs(node, weights),
+        weights=0 if fused else weights,
+        activations=0 if fused else moved + _elements(node),
+    )
+
+
+def _elements(node: fx.Node) -> int:
+    tensors = pytree.tree_leaves(node.meta.get("val"))
+    return sum(tensor.numel() for tensor in tensors if isinstance(tensor, torch.Tensor))
+
+
+def _macs(node: fx.Node, weights: int) -> int:
+    name = _name(node)
+    shapes = [
+        tuple(leaf.meta["val"].shape)
+        for leaf in node.args
+        if isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), torch.Tensor)
+    ]
+    if name in ("conv1d", "conv2d", "conv3d"):
+        return _elements(node) * math.prod(shapes[1][1:])
+    if name.startswith("conv_transpose"):
+        return math.prod(shapes[0]) * math.prod(shapes[1][1:])
+    if name in ("linear", "matmul", "mm", "bmm"):
+        return _elements(node) * shapes[0][-1]
+    if name in ("addmm", "baddbmm"):
+        return _elements(node) * shapes[1][-1]
+    if name == "scaled_dot_product_attention":
+        query, key, value = shapes[:3]
+        return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    if name in RECURRENT:
+        # Every weight meets every time step once.
+        return weights * max(shapes[0][:-1], default=1)
+    return 0
+
+
+def _fingerprint(exported: ExportedProgram) -> str:
+    name = hashlib.sha256(str(exported.graph).encode())
+    for node in exported.graph.nodes:
+        for value in pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(value, torch.Tensor):
+                name.update(f"{node.name} {tuple(value.shape)} {value.dtype}".encode())
+    tensors = {**exported.state_dict, **exported.constants}
+    for key in sorted(tensors):
+        value = tensors[key]
+        name.update(key.encode())
+        if isinstance(value, torch.Tensor):
+            name.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return name.hexdigest()

@@ -1,0 +1,46 @@
+"""Finds the plugins: every file of a floor-2 folder is one, named like the file."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from importlib.metadata import entry_points
+from typing import Any
+
+from edgebuild.vocabulary.contracts import Device, Exporter, Method, Runtime
+from edgebuild.vocabulary.errors import InputError, did_you_mean
+
+
+def exporter(name: str) -> Exporter:
+    return _create("exporters", name)  # type: ignore[no-any-return]
+
+
+def runtime(name: str) -> Runtime:
+    return _create("runtimes", name)  # type: ignore[no-any-return]
+
+
+def device(name: str) -> Device:
+    return _create("devices", name)  # type: ignore[no-any-return]
+
+
+def method(name: str) -> Method:
+    return _create("methods", name)  # type: ignore[no-any-return]
+
+
+def names(folder: str) -> list[str]:
+    """The plugins of a folder, our own files first; a leading underscore marks a helper."""
+    package = importlib.import_module(f"edgebuild.{folder}")
+    own = [found.name for found in pkgutil.iter_modules(package.__path__)]
+    others = [point.name for point in entry_points(group=f"edgebuild.{folder}")]
+    return sorted(name for name in own if not name.startswith("_")) + sorted(others)
+
+
+def _create(folder: str, name: str) -> Any:
+    """Makes the plugin with its default settings; its class is the file's name in CamelCase."""
+    for point in entry_points(group=f"edgebuild.{folder}", name=name):
+        return point.load()()
+    if name not in names(folder):
+        known = names(folder)
+        raise InputError(f"no {folder[:-1]} is called {name!r}.{did_you_mean(name, known)}")
+    module = importlib.import_module(f"edgebuild.{folder}.{name}")
+    return getattr(module, "".join(word.capitalize() for word in name.split("_")))()

@@ -1,0 +1,1 @@
+"""One transport a file: a machine that runs commands."""

@@ -1,0 +1,322 @@
+"""Exports to ONNX: QDQ, dynamic and four-bit kernels of onnxruntime, one precision per layer."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import torch
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+from edgebuild.cache import Cache, default_root, digest
+from edgebuild.exporters import _onnx_storage as storage
+from edgebuild.exporters._onnx_graph import (
+    Weights,
+    forget_origins,
+    gemm_to_matmul,
+    integer_neighbors,
+    weights_of_sites,
+)
+from edgebuild.samples import StoredSamples
+from edgebuild.vocabulary.artifact import Artifact
+from edgebuild.vocabulary.errors import NotExportable
+from edgebuild.vocabulary.precision import LayerKind, Precision
+from edgebuild.vocabulary.program import Site
+from edgebuild.vocabulary.recipe import Candidate
+from edgebuild.vocabulary.target import Activations
+
+# The oldest opset with four-bit types and blocked dequantization.
+OPSET = 21
+CALIBRATION_SAMPLES = 128
+# The block that four-bit linear layers share a scale in: 32 is the finest with a fast kernel.
+BLOCK = 32
+# Computes in int8 inside MatMulNBits; without it the kernel widens to float.
+ACCURACY_LEVEL = 4
+
+NO_KERNEL: Mapping[tuple[LayerKind, Precision], str] = {
+    (LayerKind.CONVOLUTION, Precision.INT8_DYNAMIC): "ConvInteger has no vectorized kernel",
+    (LayerKind.DEPTHWISE, Precision.INT8_DYNAMIC): "ConvInteger has no vectorized kernel",
+    (LayerKind.TRANSPOSED, Precision.INT8_STATIC): "ConvTranspose has no integer kernel",
+    (LayerKind.TRANSPOSED, Precision.INT8_DYNAMIC): "ConvTranspose has no integer kernel",
+    (LayerKind.TRANSPOSED, Precision.INT4_WEIGHTS): "ConvTranspose has no integer kernel",
+    (LayerKind.RECURRENT, Precision.INT8_STATIC): "GRU and LSTM have no static integer kernel",
+    (LayerKind.RECURRENT, Precision.INT8_DYNAMIC): "GRU has no integer kernel",
+    (LayerKind.RECURRENT, Precision.INT4_WEIGHTS): "GRU and LSTM have no four-bit kernel",
+    (LayerKind.EMBEDDING, Precision.INT8_STATIC): "a look-up computes nothing",
+    (LayerKind.EMBEDDING, Precision.INT8_DYNAMIC): "a look-up computes nothing",
+    (LayerKind.EMBEDDING, Precision.INT4_WEIGHTS): "a look-up computes nothing",
+}
+
+
+@dataclass(frozen=True)
+class Onnx:
+    """The ONNX format, for onnxruntime's CPU kernels."""
+
+    format: ClassVar[str] = "onnx"
+    suffix: ClassVar[str] = ".onnx"
+    runtime: ClassVar[str] = "onnxruntime"
+    cache: Cache = field(default_factory=lambda: Cache(default_root()))
+
+    def refusal(self, kind: LayerKind, precision: Precision) -> str:
+        return NO_KERNEL.get((kind, precision), "")
+
+    def export(self, candidate: Candidate, folder: Path) -> Artifact:
+        source = self._float_model(candidate)
+        precisions = candidate.recipe.precisions
+        model = onnx.load(source)
+        if _needs_plain_matmul(precisions):
+            source = self._matmul_model(candidate, source)
+            model = onnx.load(source)
+        weights = weights_of_sites(model, candidate.program)
+        model = _quantize_four_bit_linear(model, _nodes(weights, precisions, _is_four_bit_linear))
+        model = _quantize_dynamic(model, _nodes(weights, precisions, _is_dynamic), folder)
+        static = _nodes(weights, precisions, _is_static)
+        if static:
+            ranges = self._ranges(candidate, source)
+            model = _quantize_static(model, static, candidate, ranges, folder)
+        storage.widen_at_load(model, _weights(weights, precisions, Precision.FP16))
+        forget_origins(model)
+        path = folder / f"model{self.suffix}"
+        onnx.save(model, path)
+        return Artifact(
+            path=path,
+            format=self.format,
+            runtime=self.runtime,
+            inputs=tuple(value.name for value in model.graph.input),
+            outputs=tuple(value.name for value in model.graph.output),
+            settings=_settings(candidate, bool(static)),
+            minimum_runtime={"onnxruntime": "1.20.0" if _four_bit(precisions) else "1.18.0"},
+            weights={name: site.path for name, (site, _) in weights.items()},
+        )
+
+    def _float_model(self, candidate: Candidate) -> Path:
+        """The network in fp32, exported once for all recipes."""
+
+
+        def make(folder: Path) -> None:
+            _export_float(candidate, folder / "float.onnx")
+
+        return self.cache.entry("onnx-float", candidate.program.fingerprint, make) / "float.onnx"
+
+    def _matmul_model(self, candidate: Candidate, source: Path) -> Path:
+        def make(folder: Path) -> None:
+            model = onnx.load(source)
+            gemm_to_matmul(model.graph)
+            onnx.save(model, folder / "matmul.onnx")
+
+        return self.cache.entry("onnx-matmul", source.parent.name, make) / "matmul.onnx"
+
+    def _ranges(self, candidate: Candidate, source: Path) -> Path:
+        """The activations' ranges over the calibration samples, found once for all recipes."""
+
+        def make(folder: Path) -> None:
+            _quantize(
+                onnx.load(source), folder / "unused.onnx", candidate, folder / "ranges.json", {}
+            )
+            (folder / "unused.onnx").unlink()
+
+        key = digest(source.parent.name, candidate.calibration.name, candidate.runtime.activations)
+        return self.cache.entry("onnx-ranges", key, make) / "ranges.json"
+
+
+def _export_float(candidate: Candidate, path: Path) -> None:
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                candidate.program.exported, (), dynamo=True, opset_version=OPSET, verbose=False
+            )
+    except Exception as error:
+        raise NotExportable(f"onnx: {_operator_in(error)}") from error
+    assert program is not None
+    program.save(path, external_data=False)
+
+
+def _operator_in(error: BaseException) -> str:
+    """The line that names the operator, from the chain of errors that the exporter raises."""
+    lines: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        lines += str(cause).splitlines()
+        cause = cause.__cause__ or cause.__context__
+    named = [line for line in lines if "aten" in line or "No ONNX function" in line]
+    return (named or lines or [type(error).__name__])[0].strip()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the libraries' chatter out of the user's terminal; errors are raised anyway."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+def _is_static(site: Site, precision: Precision) -> bool:
+    four_bit_convolution = precision is Precision.INT4_WEIGHTS and site.kind in (
+        LayerKind.CONVOLUTION,
+        LayerKind.DEPTHWISE,
+    )
+    return precision is Precision.INT8_STATIC or four_bit_convolution
+
+
+def _is_dynamic(site: Site, precision: Precision) -> bool:
+    return precision is Precision.INT8_DYNAMIC
+
+
+def _is_four_bit_linear(site: Site, precision: Precision) -> bool:
+    return precision is Precision.INT4_WEIGHTS and site.kind is LayerKind.LINEAR
+
+
+def _needs_plain_matmul(precisions: Mapping[Site, Precision]) -> bool:
+    """Dynamic and four-bit kernels exist for MatMul, not for Gemm."""
+    return any(
+        _is_dynamic(site, chosen) or _is_four_bit_linear(site, chosen)
+        for site, chosen in precisions.items()
+    )
+
+
+def _four_bit(precisions: Mapping[Site, Precision]) -> bool:
+    return Precision.INT4_WEIGHTS in precisions.values()
+
+
+def _nodes(
+    weights: Weights,
+    precisions: Mapping[Site, Precision],
+    wanted: Callable[[Site, Precision], bool],
+) -> list[str]:
+    return [
+        node
+        for site, nodes in weights.values()
+        if site in precisions and wanted(site, precisions[site])
+        for node in nodes
+    ]
+
+
+def _weights(
+    weights: Weights, precisions: Mapping[Site, Precision], precision: Precision
+) -> list[str]:
+    return [name for name, (site, _) in weights.items() if precisions.get(site) is precision]
+
+
+def _quantize_four_bit_linear(model: onnx.ModelProto, nodes: list[str]) -> onnx.ModelProto:
+    if not nodes:
+        return model
+    quantizer = MatMulNBitsQuantizer(
+        model,
+        bits=4,
+        block_size=BLOCK,
+        is_symmetric=True,
+        accuracy_level=ACCURACY_LEVEL,
+        nodes_to_include=nodes,
+    )
+    with _quiet():
+        quantizer.process()
+    quantized: onnx.ModelProto = quantizer.model.model
+    return quantized
+
+
+def _quantize_dynamic(model: onnx.ModelProto, nodes: list[str], folder: Path) -> onnx.ModelProto:
+    if not nodes:
+        return model
+    path = folder / "dynamic.onnx"
+    with _quiet():
+        quantize_dynamic(
+            model,
+            path,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_quantize=nodes,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+    return _take(path)
+
+
+def _quantize_static(
+    model: onnx.ModelProto, nodes: list[str], candidate: Candidate, ranges: Path, folder: Path
+) -> onnx.ModelProto:
+    precisions = candidate.recipe.precisions
+    weights = weights_of_sites(model, candidate.program)
+    four_bit = [
+        name
+        for name in _weights(weights, precisions, Precision.INT4_WEIGHTS)
+        if weights[name][0].kind is not LayerKind.LINEAR
+    ]
+    overrides = {name: storage.four_bit_grid(model, name) for name in four_bit}
+    path = folder / "static.onnx"
+    everything = [*nodes, *integer_neighbors(model.graph, nodes)]
+    _quantize(model, path, candidate, ranges, overrides, everything)
+    quantized = _take(path)
+    storage.pack_four_bit(quantized, [f"{name}_quantized" for name in four_bit])
+    return quantized
+
+
+def _quantize(
+    model: onnx.ModelProto,
+    path: Path,
+    candidate: Candidate,
+    ranges: Path,
+    overrides: Mapping[str, object],
+    nodes: list[str] | None = None,
+) -> None:
+    """Inserts QDQ pairs around the given nodes; all, where only the ranges are wanted."""
+    names = [value.name for value in model.graph.input]
+    signed = candidate.runtime.activations is Activations.INT8
+    with _quiet():
+        quantize_static(
+            model,
+            path,
+            _Reader(names, candidate),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=nodes,
+            calibration_cache_path=ranges,
+            extra_options={"TensorQuantOverrides": dict(overrides)},
+        )
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Feeds the calibration samples, one by one."""
+
+    def __init__(self, names: list[str], candidate: Candidate) -> None:
+        samples = StoredSamples.open(candidate.calibration)
+        self._rows = samples.rows(CALIBRATION_SAMPLES)
+        self._names = names
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        row = next(self._rows, None)
+        return None if row is None else dict(zip(self._names, row, strict=True))
+
+
+def _take(path: Path) -> onnx.ModelProto:
+    """Reads an intermediate model and removes its file."""
+    model = onnx.load(path)
+    path.unlink()
+    return model
+
+
+def _settings(candidate: Candidate, static: bool) -> dict[str, str]:
+    """Signed activations fuse on every CPU only if onnxruntime is told to let them."""
+    if static and candidate.runtime.activations is Activations.INT8:
+        return {"session.qdqisint8allowed": "1"}
+    return {}

@@ -1,0 +1,590 @@
+"""The door for target profiles: reads a TOML file, refuses what cannot be a device."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
+
+from edgebuild.vocabulary.errors import InvalidQuantity, InvalidTarget, did_you_mean
+from edgebuild.vocabulary.precision import LayerKind, Precision
+from edgebuild.vocabulary.target import (
+    Activations,
+    Budget,
+    ComputeFacts,
+    DeviceKind,
+    MemoryFacts,
+    PowerFacts,
+    RuntimeFacts,
+    Target,
+)
+from edgebuild.vocabulary.units import (
+    Bytes,
+    BytesPerSecond,
+    Fraction,
+    Hertz,
+    OperationsPerSecond,
+    Seconds,
+    Watts,
+    format_power,
+    format_size,
+    parse_bandwidth,
+    parse_frequency,
+    parse_power,
+    parse_rate,
+    parse_share,
+    parse_size,
+    parse_throughput,
+    parse_time,
+)
+
+Tables = dict[str, Any]
+Key = tuple[str, ...]
+
+
+def load_target(name_or_path: str | Path) -> Target:
+    """Reads a shipped profile by its name, or any profile by the path of its file.
+
+    A profile of kind "host" describes this machine: what its file leaves out is detected.
+
+    Raises:
+        InvalidTarget: no such target, or a file that is unreadable, malformed or impossible;
+            the message names the file, the line, the key, the reason and the nearest key.
+    """
+    document = _Document.read(_file_of(name_or_path))
+    tables = _with_detected_facts(document.tables)
+    profile = _checked_profile(document, tables)
+    _refuse_impossible_facts(document, profile)
+    _refuse_impossible_budget(document, profile)
+    _refuse_missing_sources(document, tables)
+    return _as_target(document.path.stem, profile)
+
+
+def target_names() -> list[str]:
+    """The names of the shipped profiles, sorted."""
+    return sorted(file.stem for file in _shipped_folder().glob("*.toml"))
+
+
+# ---- finding and reading the file
+
+
+def _file_of(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    names = target_names()
+    if isinstance(name_or_path, str) and name_or_path in names:
+        return _shipped_folder() / f"{name_or_path}.toml"
+    if isinstance(name_or_path, Path) or path.suffix == ".toml" or path.is_file():
+        return path
+    nearest = did_you_mean(name_or_path, names)
+    raise InvalidTarget(
+        f"unknown target {name_or_path!r}.{nearest} `edgebuild targets` lists all; "
+        "your own is given by the path of its .toml file"
+    )
+
+
+def _shipped_folder() -> Path:
+    """`edgebuild/targets` in an installed package, the repository's own in an editable one."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "targets"
+    return installed if installed.is_dir() else package.parent / "targets"
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A profile's text, which knows on which line each key stands."""
+
+    path: Path
+    text: str
+    tables: Tables
+
+    @classmethod
+    def read(cls, path: Path) -> _Document:
+        try:
+            text = path.read_text(encoding="utf-8")
+            return cls(path, text, tomllib.loads(text))
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise InvalidTarget(f"{path}: cannot be read: {reason}") from None
+        except UnicodeDecodeError:
+            raise InvalidTarget(f"{path}: cannot be read: not UTF-8 text") from None
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidTarget(_syntax_error(path, text, str(error))) from None
+
+    def refusal(self, key: Key, reason: str) -> InvalidTarget:
+        shown = ".".join(f'"{part}"' if "." in part else part for part in key)
+        return InvalidTarget(f"{self.path}:{self._line_of(key)}: {shown}: {reason}")
+
+    def _line_of(self, key: Key) -> int:
+        """The key's line, else that of the nearest table around it."""
+        around = (key[:length] for length in range(len(key), 0, -1))
+        return next((self._lines[part] for part in around if part in self._lines), 1)
+
+    @cached_property
+    def _lines(self) -> dict[Key, int]:
+        lines: dict[Key, int] = {}
+        table: Key = ()
+        for number, line in enumerate(self.text.splitlines(), start=1):
+            if header := _HEADER.fullmatch(line):
+                table = _parts(header[1])
+                lines.setdefault(table, number)
+            elif assignment := _ASSIGNMENT.match(line):
+                lines.setdefault((*table, *_parts(assignment[1])), number)
+        return lines
+
+
+_PART = r"""(?:[\w-]+|"[^"]*"|'[^']*')"""
+_DOTTED = rf"{_PART}(?:\s*\.\s*{_PART})*"
+_HEADER = re.compile(rf"\s*\[\s*({_DOTTED})\s*\]\s*(?:#.*)?")
+_ASSIGNMENT = re.compile(rf"\s*({_DOTTED})\s*=")
+
+
+def _parts(dotted: str) -> Key:
+    return tuple(part.strip("\"'") for part in re.findall(_PART, dotted))
+
+
+def _syntax_error(path: Path, text: str, message: str) -> str:
+    """tomllib's message with the line in front, where every other message has it."""
+    at_line = re.search(r"\(at line (\d+), column \d+\)", message)
+    line = int(at_line[1]) if at_line else len(text.splitlines())
+    reason = re.sub(r"\s*\(at .*\)", "", message)
+    return f"{path}:{line}: is not TOML: {reason[:1].lower()}{reason[1:]}"
+
+
+# ---- the tables that a profile may have
+
+
+class _UnusableError(ValueError):
+    """A value that a profile must not have; pydantic collects it."""
+
+
+def _quantity(parse: Callable[[str], float], example: str, *, zero: bool = False) -> PlainValidator:
+    """A text such as the example; above zero, unless zero is a possible value."""
+
+    def read(value: object) -> float:
+        if not isinstance(value, str):
+            raise _UnusableError(
+                f'{value!r} is no quantity: write a text with its unit, as "{example}"'
+            )
+        try:
+            number = parse(value)
+        except InvalidQuantity as error:
+            raise _UnusableError(str(error)) from None
+        except OverflowError:
+            raise _UnusableError(f"{value!r} is too large") from None
+        if number == 0 and not zero:
+            raise _UnusableError(f"{value!r} is not above zero")
+        if number == float("inf"):
+            raise _UnusableError(f"{value!r} is too large")
+        return number
+
+    return PlainValidator(read)
+
+
+def _positive(value: int) -> int:
+    if value < 1:
+        raise _UnusableError(f"{value} is not above zero")
+    return value
+
+
+def _share_of_ram(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _UnusableError(f"{value!r} is no fraction: write a bare number, as 0.7")
+    if not 0 < value <= 1:
+        raise _UnusableError(f"{value!r} is not a fraction above 0 and at most 1")
+    return float(value)
+
+
+def _not_empty(value: str) -> str:
+    if not value.strip():
+        raise _UnusableError("is empty")
+    return value
+
+
+Text = Annotated[StrictStr, AfterValidator(_not_empty)]
+Count = Annotated[StrictInt, AfterValidator(_positive)]
+Size = Annotated[Bytes, _quantity(parse_size, "8 GB")]
+Bandwidth = Annotated[BytesPerSecond, _quantity(parse_bandwidth, "17 GB/s")]
+Clock = Annotated[Hertz, _quantity(parse_frequency, "2.4 GHz")]
+FloatRate = Annotated[OperationsPerSecond, _quantity(parse_throughput, "150 GFLOP/s")]
+IntegerRate = Annotated[OperationsPerSecond, _quantity(parse_throughput, "600 GOP/s")]
+Power = Annotated[Watts, _quantity(parse_power, "3 W")]
+Time = Annotated[Seconds, _quantity(parse_time, "22 ms")]
+PerSecond = Annotated[Hertz, _quantity(parse_rate, "2 /s")]
+Share = Annotated[Fraction, _quantity(parse_share, "1 %", zero=True)]
+RuntimeName = Literal["onnxruntime", "litert"]
+Kernels = tuple[Precision, ...]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", defer_build=True)
+
+
+class _Memory(_Table):
+    ram: Size
+    app_share: Annotated[Fraction, PlainValidator(_share_of_ram)]
+    bandwidth: Bandwidth
+
+
+class _Compute(_Table):
+    isa: Text
+    cores: Count
+    clock: Clock | None = None
+    fp32: FloatRate
+    int8: IntegerRate
+
+
+class _Runtime(_Table):
+    version: Text
+    threads: Count
+    activations: Activations
+    channel_multiple: Count
+    convolution: Kernels = ()
+    depthwise: Kernels = ()
+    transposed: Kernels = ()
+    linear: Kernels = ()
+    recurrent: Kernels = ()
+    embedding: Kernels = ()
+
+
+class _Power(_Table):
+    idle: Power | None = None
+    active: Power | None = None
+
+
+class _Budget(_Table):
+    latency_p99: Time | None = None
+    memory: Size | None = None
+    storage: Size | None = None
+    power: Power | None = None
+    rate: PerSecond | None = None
+    accuracy_drop: Share | None = None
+
+
+class _Profile(_Table):
+    title: Text
+    kind: DeviceKind
+    memory: _Memory
+    compute: _Compute
+    runtime: Annotated[dict[RuntimeName, _Runtime], Field(min_length=1)]
+    power: _Power = Field(default_factory=_Power)
+    budget: _Budget = Field(default_factory=_Budget)
+    sources: dict[str, Text]
+
+
+# ---- checking the tables
+
+
+def _checked_profile(document: _Document, tables: Tables) -> _Profile:
+    try:
+        return _Profile.model_validate(tables)
+    except ValidationError as error:
+        # A misspelled key is also a missing one: the misspelling explains both.
+        problems = error.errors(include_url=False)
+        found = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+        key = tuple(part for part in found["loc"] if isinstance(part, str) and part != "[key]")
+        raise document.refusal(key, _reason(key, found)) from None
+
+
+def _reason(key: Key, problem: Mapping[str, Any]) -> str:
+    """Says in our words what pydantic found."""
+    value = problem["input"]
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"unknown key.{did_you_mean(key[-1], _keys_beside(key))}".rstrip(".")
+        case "missing" | "too_short" if key == ("runtime",):
+            return "no runtime: write a table " + " or ".join(
+                f"[runtime.{name}]" for name in get_args(RuntimeName)
+            )
+        case "missing":
+            return "missing key"
+        case "enum" | "literal_error":
+            known = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+            nearest = did_you_mean(value, known) if isinstance(value, str) else ""
+            return f"{value!r} is not one of {', '.join(known)}.{nearest}".rstrip(".")
+        case "model_type" | "dict_type":
+            return f"{value!r} is not a table"
+        case "int_type":
+            return f"{value!r} is not a whole number: write it bare, without quotes or unit"
+        case "string_type":
+            return f"{value!r} is not a text: write it in quotes"
+        case "tuple_type":
+            return f'{value!r} is not a list, as ["int8-static", "fp32"]'
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
+def _keys_beside(key: Key) -> Iterable[str]:
+    tables: dict[str, type[_Table]] = {
+        "memory": _Memory,
+        "compute": _Compute,
+        "runtime": _Runtime,
+        "power": _Power,
+        "budget": _Budget,
+    }
+    return tables[key[0]].model_fields if len(key) > 1 else _Profile.model_fields
+
+
+def _refuse_impossible_facts(document: _Document, profile: _Profile) -> None:
+    power, cores = profile.power, profile.compute.cores
+    if power.idle is not None and power.active is not None and power.idle > power.active:
+        reason = f"{format_power(power.idle)} is more than active, {format_power(power.active)}"
+        raise document.refusal(("power", "idle"), reason)
+    for name, runtime in profile.runtime.items():
+        if runtime.threads > cores:
+            reason = f"{runtime.threads} is more than the {cores} in compute.cores"
+            raise document.refusal(("runtime", name, "threads"), reason)
+        if not any(getattr(runtime, kind) for kind in LayerKind):
+            reason = f"no kernels: list precisions for one of {', '.join(LayerKind)}"
+            raise document.refusal(("runtime", name), reason)
+
+
+def _refuse_impossible_budget(document: _Document, profile: _Profile) -> None:
+    budget, memory, power = profile.budget, profile.memory, profile.power
+    app_memory = memory.ram * memory.app_share
+    if budget.memory is not None and budget.memory > app_memory:
+        raise document.refusal(
+            ("budget", "memory"),
+            f"{format_size(budget.memory)} is more than the {format_size(app_memory)} "
+            "that an application may take (memory.ram × memory.app_share)",
+        )
+    if budget.power is not None and budget.rate is None:
+        reason = 'says nothing without budget.rate, as "2 /s"'
+        raise document.refusal(("budget", "power"), reason)
+    if budget.power is not None and power.idle is not None and power.active is not None:
+        above_idle = power.active - power.idle
+        # A tolerance for decimals: "3.5 W" − "0.5 W" must allow "3 W".
+        if budget.power > above_idle * (1 + 1e-9):
+            raise document.refusal(
+                ("budget", "power"),
+                f"{format_power(budget.power)} above idle is more than the device can draw: "
+                f"{format_power(above_idle)} (power.active − power.idle)",
+            )
+    if budget.accuracy_drop is not None and budget.accuracy_drop > 1:
+        raise document.refusal(("budget", "accuracy_drop"), "is more than 100 %")
+
+
+def _refuse_missing_sources(document: _Document, tables: Tables) -> None:
+    """Every fact needs a source, its own or its table's; every source needs its key."""
+    keys = {".".join(key): key for key in _keys(tables) if key[0] != "sources"}
+    for name in tables["sources"]:
+        if name not in keys:
+            nearest = did_you_mean(name, keys)
+            reason = f"a source for a key that is not there.{nearest}".rstrip(".")
+            raise document.refusal(("sources", name), reason)
+    for key in keys.values():
+        is_fact = key[0] in ("memory", "compute", "runtime", "power")
+        is_table = isinstance(_value_at(tables, key), dict)
+        if is_fact and not is_table and not _is_sourced(key, tables["sources"]):
+            reason = 'no source: say in [sources] where it is from, or "unsourced"'
+            raise document.refusal(key, reason)
+
+
+def _keys(tables: Tables, above: Key = ()) -> Iterator[Key]:
+    """The keys of all tables and of all values in them."""
+    for name, value in tables.items():
+        yield (*above, name)
+        if isinstance(value, dict):
+            yield from _keys(value, (*above, name))
+
+
+def _value_at(tables: Tables, key: Key) -> Any:
+    value: Any = tables
+    for part in key:
+        value = value[part]
+    return value
+
+
+def _is_sourced(key: Key, sources: Mapping[str, str]) -> bool:
+    return any(".".join(key[:length]) in sources for length in range(1, len(key) + 1))
+
+
+def _as_target(name: str, profile: _Profile) -> Target:
+    return Target(
+        name=name,
+        title=profile.title,
+        kind=profile.kind,
+        memory=MemoryFacts(**dict(profile.memory)),
+        compute=ComputeFacts(**dict(profile.compute)),
+        runtimes=tuple(_as_runtime(name, table) for name, table in profile.runtime.items()),
+        power=PowerFacts(**dict(profile.power)),
+        budget=Budget(**dict(profile.budget)),
+        sources=dict(profile.sources),
+    )
+
+
+def _as_runtime(name: str, table: _Runtime) -> RuntimeFacts:
+    kernels = {kind: getattr(table, kind) for kind in LayerKind if getattr(table, kind)}
+    return RuntimeFacts(
+        name=name,
+        version=table.version,
+        threads=table.threads,
+        activations=table.activations,
+        channel_multiple=table.channel_multiple,
+        kernels=kernels,
+    )
+
+
+# ---- this machine
+
+
+def _with_detected_facts(tables: Tables) -> Tables:
+    """A host's tables, with every fact that they leave out filled in, and its source."""
+    if tables.get("kind") != DeviceKind.HOST or not isinstance(tables.get("sources"), dict):
+        return tables
+    runtimes = tables.get("runtime")
+    names = list(runtimes) if isinstance(runtimes, dict) else []
+    filled: Tables = {name: dict(v) if isinstance(v, dict) else v for name, v in tables.items()}
+    for key, (value, source) in _detected_facts(names).items():
+        table = _table_for(filled, key[:-1])
+        if table is not None and key[-1] not in table:
+            table[key[-1]] = value
+            filled["sources"].setdefault(".".join(key), source)
+    return filled
+
+
+def _table_for(tables: Tables, key: Key) -> Tables | None:
+    """A copy, put in its place, of the table at this key; None where something else stands."""
+    table = tables
+    for part in key:
+        value = table.get(part, {})
+        if not isinstance(value, dict):
+            return None
+        table[part] = dict(value)
+        table = table[part]
+    return table
+
+
+@dataclass(frozen=True)
+class _Isa:
+    """A CPU's instruction set, with what one core of the plainest such CPU does in a cycle."""
+
+    name: str
+    fp32_per_cycle: int
+    int8_per_cycle: int
+    reason: str
+
+
+def _detected_facts(runtimes: Iterable[str]) -> dict[Key, tuple[object, str]]:
+    """Facts of this machine in the words of a profile, each with its source."""
+    cores, clock, isa = _usable_cores(), _clock(), _isa()
+    rated = clock or 2e9
+    assumed = "" if clock else " (clock assumed)"
+    product = f"calculated: {cores} cores × {rated / 1e9:.1f} GHz{assumed}"
+    is_x86 = isa.name.startswith("x86")
+    facts: dict[Key, tuple[object, str]] = {
+        ("memory", "ram"): (f"{_usable_ram()} B", "detected"),
+        ("memory", "bandwidth"): ("10 GB/s", "unsourced: a conservative guess"),
+        ("compute", "isa"): (isa.name, "detected"),
+        ("compute", "cores"): (cores, "detected: physical cores that this process may use"),
+        ("compute", "fp32"): (
+            f"{cores * rated * isa.fp32_per_cycle / 1e9:.1f} GFLOP/s",
+            f"{product} × {isa.fp32_per_cycle} flop/cycle ({isa.reason})",
+        ),
+        ("compute", "int8"): (
+            f"{cores * rated * isa.int8_per_cycle / 1e9:.1f} GOP/s",
+            f"{product} × {isa.int8_per_cycle} op/cycle ({isa.reason})",
+        ),
+    }
+    if clock:
+        facts["compute", "clock"] = (f"{clock / 1e9:.1f} GHz", "detected")
+    for name in runtimes:
+        table = ("runtime", name)
+        # LiteRT's kernels take signed activations everywhere.
+        unsigned = is_x86 and name == "onnxruntime"
+        facts[*table, "version"] = (_installed_version(name), "detected")
+        facts[*table, "activations"] = ("uint8" if unsigned else "int8", "by the detected isa")
+        facts[*table, "channel_multiple"] = (16 if is_x86 else 8, "by the detected isa")
+    return facts
+
+
+def _usable_ram() -> int:
+    """Physical memory, or the container's limit where that is lower."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):
+        text = _text_of(f"/sys/fs/cgroup/{file}").strip()
+        limits += [int(text)] if text.isdecimal() and int(text) > 0 else []
+    return min(limits)
+
+
+def _usable_cores() -> int:
+    """The physical cores that this process may use: two hyperthreads share their vector units."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    return len({_text_of(siblings.format(cpu)) or cpu for cpu in os.sched_getaffinity(0)})
+
+
+def _clock() -> float | None:
+    """The highest clock in hertz; a virtual machine tells only the one that it has."""
+    kilohertz = _text_of("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq").strip()
+    if kilohertz.isdecimal():
+        return int(kilohertz) * 1e3
+    megahertz = re.search(r"^cpu MHz\s*:\s*([\d.]+)", _text_of("/proc/cpuinfo"), re.MULTILINE)
+    return round(float(megahertz[1]), -2) * 1e6 if megahertz else None
+
+
+def _text_of(file: str) -> str:
+    """The file's text, empty where this machine does not have it."""
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _isa() -> _Isa:
+    import platform
+
+    machine, flags = platform.machine().lower(), _cpu_flags()
+    if machine in ("x86_64", "amd64", "i686", "x86"):
+        return _x86(flags)
+    if machine in ("aarch64", "arm64"):
+        return _arm64(flags, is_apple=platform.system() == "Darwin")
+    return _Isa(machine, 2, 2, "scalar")
+
+
+def _cpu_flags() -> frozenset[str]:
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", _text_of("/proc/cpuinfo"), re.MULTILINE)
+    return frozenset(found[1].split()) if found else frozenset()
+
+
+def _x86(flags: frozenset[str]) -> _Isa:
+    extensions = {"avx2": "avx2", "avx512f": "avx512f", "avx_vnni": "avx-vnni"}
+    extensions |= {"avx512_vnni": "avx512-vnni", "amx_int8": "amx-int8"}
+    name = "+".join(["x86-64", *(text for flag, text in extensions.items() if flag in flags)])
+    if flags & {"avx512_vnni", "avx_vnni"}:
+        return _Isa(name, 32, 128, "512 bits of FMA or VNNI a cycle")
+    if "avx512f" in flags or {"avx2", "fma"} <= flags:
+        return _Isa(name, 32, 64, "512 bits of FMA a cycle")
+    return _Isa(name, 8, 16, "128 bits of multiply and of add a cycle")
+
+
+def _arm64(flags: frozenset[str], *, is_apple: bool) -> _Isa:
+    if not is_apple and "asimddp" not in flags:
+        return _Isa("armv8-a", 8, 16, "128 bits of FMA a cycle")
+    name = "armv8.2-a+dotprod" + ("+i8mm" if "i8mm" in flags else "")
+    return _Isa(name, 16, 64, "256 bits of FMA or dot product a cycle")
+
+
+def _installed_version(runtime: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    package = {"litert": "ai-edge-litert"}.get(runtime, runtime)
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

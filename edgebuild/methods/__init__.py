@@ -1,0 +1,1 @@
+"""One compression method a file: which choices it offers at which site."""

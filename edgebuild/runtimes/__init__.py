@@ -1,0 +1,1 @@
+"""One runtime a file: which kernels an artifact really ran on."""

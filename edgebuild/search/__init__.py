@@ -1,0 +1,1 @@
+"""The search: survey, plan, make, measure, judge."""

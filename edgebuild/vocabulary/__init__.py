@@ -1,0 +1,1 @@
+"""The words of edgebuild: frozen data and contracts that every floor above shares."""

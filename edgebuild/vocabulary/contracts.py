@@ -1,0 +1,132 @@
+"""What a plugin must be able to do: one file of floor 2 keeps one of these contracts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from edgebuild.vocabulary.artifact import Artifact, KernelRun
+from edgebuild.vocabulary.precision import LayerKind, Precision
+from edgebuild.vocabulary.program import Site
+from edgebuild.vocabulary.recipe import Candidate, Choice
+from edgebuild.vocabulary.target import RuntimeFacts
+from edgebuild.vocabulary.units import Seconds
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Stage(IntEnum):
+    """When a method acts; the order of the stages is the order of the line."""
+
+    SHRINK = 1
+    FACTORIZE = 2
+    RECOVER = 3
+    QUANTIZE = 4
+
+
+class Method(Protocol):
+    """A way to make networks lighter: a frozen dataclass whose fields are its settings."""
+
+    stage: ClassVar[Stage]
+
+    def choices(
+        self, sites: Sequence[Site], runtime: RuntimeFacts
+    ) -> Iterator[tuple[Site, Choice]]:
+        """What it offers at which site, most preferred first."""
+        ...
+
+    def refusal(self, site: Site, choice: Choice, runtime: RuntimeFacts) -> str:
+        """Why it does not offer a choice at a site; empty where it does."""
+        ...
+
+
+class Exporter(Protocol):
+    """One file format: turns a network with a precision per layer into the format's kernels."""
+
+    format: ClassVar[str]
+    suffix: ClassVar[str]
+    runtime: ClassVar[str]
+
+    def refusal(self, kind: LayerKind, precision: Precision) -> str:
+        """Why the format has no such kernel; empty where it has one."""
+        ...
+
+    def export(self, candidate: Candidate, folder: Path) -> Artifact:
+        """Writes the artifact into the folder.
+
+        Raises:
+            NotExportable: an operator that the format does not have.
+        """
+        ...
+
+
+class Device(AbstractContextManager["Device"], Protocol):
+    """A machine that runs commands; entering it connects, leaving it cleans up."""
+
+    name: str
+
+    def push(self, path: Path) -> str:
+        """Makes a local file or folder available there; returns its path there."""
+        ...
+
+    def run(self, command: Sequence[str], deadline: Seconds) -> Completed:
+        """Runs a command there; a first word "python" is that machine's Python.
+
+        Raises:
+            DeviceError: it could not be started, or exceeded the deadline.
+        """
+        ...
+
+    def pull(self, remote: str, path: Path) -> None:
+        """Copies a file or folder from there."""
+        ...
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a command on a device ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Runtime(Protocol):
+    """What runs an artifact, and can say which kernels it used."""
+
+    name: ClassVar[str]
+
+    def version(self) -> str:
+        """The release that is installed here."""
+        ...
+
+    def kernels(self, artifact: Artifact, samples: Samples) -> Iterator[KernelRun]:
+        """The kernels of one run, from the runtime's own graph and profile."""
+        ...
+
+
+class Samples(Protocol):
+    """Stored samples: one row after the other, each input with batch 1."""
+
+    folder: Path
+
+    def rows(self, limit: int | None = None) -> Iterator[tuple[np.ndarray, ...]]: ...
+
+
+class Step(Protocol):
+    """One bar of progress."""
+
+    def advance(self, note: str = "") -> None: ...
+
+
+class Progress(Protocol):
+    """Where long work says how far it is."""
+
+    def step(self, title: str, total: int | None = None) -> AbstractContextManager[Step]: ...
+
+    def say(self, text: str) -> None: ...
+

@@ -1,0 +1,119 @@
+"""Figures with their evidence: raw samples, and the percentiles derived from them."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from enum import StrEnum
+
+from edgebuild.vocabulary.units import Bytes, Seconds
+
+CONFIDENCE = 0.99
+# Halves of a run whose medians differ by more than this are not one distribution.
+HALVES_TOLERANCE = 0.05
+
+
+class Evidence(StrEnum):
+    """Where a figure is from; an estimate must never look measured."""
+
+    MEASURED = "measured"
+    EMULATED = "emulated"
+    PREDICTED = "predicted"
+    DATASHEET = "datasheet"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value in SI units with its evidence, and the interval that it lies in."""
+
+    value: float
+    evidence: Evidence
+    where: str
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Low and high; the value itself where no error is known."""
+        low = self.value if self.low is None else self.low
+        high = self.value if self.high is None else self.high
+        return low, high
+
+
+@dataclass(frozen=True)
+class Percentile:
+    """One latency percentile with its distribution-free bounds.
+
+    `low` and `high` are order statistics that enclose the true percentile with 99 % confidence.
+    `early_stopping` is the upper bound that MLPerf Inference reports for single-stream runs, None
+    where the run was too short to claim the percentile at all.
+    """
+
+    share: float
+    value: Seconds
+    low: Seconds
+    high: Seconds
+    early_stopping: Seconds | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One artifact run in a fresh process: raw latencies, memory over the runtime's, load time."""
+
+    latencies: tuple[Seconds, ...]
+    load: Seconds
+    peak_memory: Bytes
+    peak_anonymous: Bytes
+    baseline_memory: Bytes
+    cpu_share: float
+    threads: int
+    runtime: str
+    machine: str
+    taken_at: str
+
+    def percentile(self, share: float) -> Percentile:
+        """The given percentile (0.99 for p99) of the latencies, with its bounds."""
+        # Imported here: scipy takes a second, and reading figures must not.
+        from scipy.stats import binom
+
+        ordered = sorted(self.latencies)
+        count = len(ordered)
+        tail = (1 - CONFIDENCE) / 2
+
+        def at(rank: float) -> Seconds:
+            return ordered[min(max(int(rank), 0), count - 1)]
+
+        return Percentile(
+            share=share,
+            value=at(share * count),
+            low=at(binom.ppf(tail, count, share) - 1),
+            high=at(binom.ppf(1 - tail, count, share)),
+            early_stopping=self._early_stopping(ordered, share),
+        )
+
+    @staticmethod
+    def _early_stopping(ordered: list[Seconds], share: float) -> Seconds | None:
+        """The t-th largest latency, t as large as 99 % confidence lets it be.
+
+        MLPerf Inference rules, appendix "Early Stopping": a percentile p may be claimed at a
+        latency that t of n queries exceed if P(Binomial(n, 1 - p) <= t) <= 1 - 0.99.
+        """
+        from scipy.stats import binom
+
+        count = len(ordered)
+        allowed = int(binom.ppf(1 - CONFIDENCE, count, 1 - share))
+        if binom.cdf(allowed, count, 1 - share) > 1 - CONFIDENCE:
+            allowed -= 1
+        return ordered[count - allowed] if allowed >= 1 else None
+
+    @property
+    def is_conclusive(self) -> bool:
+        """Whether the two halves of the run agree; else the machine's state changed during it."""
+        middle = len(self.latencies) // 2
+        if middle == 0:
+            return False
+        first, second = (
+            statistics.median(half) for half in (self.latencies[:middle], self.latencies[middle:])
+        )
+        return abs(first - second) <= HALVES_TOLERANCE * min(first, second)

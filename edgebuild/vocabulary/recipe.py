@@ -1,0 +1,103 @@
+"""What is done to a network: one choice per site, and the candidate that comes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgebuild.vocabulary.precision import LayerKind, Precision
+from edgebuild.vocabulary.program import Program, Site
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgebuild.vocabulary.target import RuntimeFacts
+
+
+@dataclass(frozen=True, order=True)
+class Choice:
+    """One thing that a method does at one site, such as `quantize` to `int8-static`."""
+
+    method: str
+    option: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One choice per site, for one format; `declined` says why a site is left as it was."""
+
+    name: str
+    format: str
+    chosen: tuple[tuple[Site, Choice], ...]
+    declined: tuple[tuple[Site, str], ...] = ()
+
+    @property
+    def precisions(self) -> dict[Site, Precision]:
+        """The precision of every site, fp32 where no choice was made."""
+        quantized = {
+            site: Precision(choice.option)
+            for site, choice in self.chosen
+            if choice.method == "quantize"
+        }
+        return dict.fromkeys((site for site, _ in self.declined), Precision.FP32) | quantized
+
+    @property
+    def summary(self) -> str:
+        """For example "50 int8-static, 1 fp32"."""
+        counts = Counter(self.precisions.values())
+        return ", ".join(f"{count} {precision}" for precision, count in counts.most_common())
+
+    @property
+    def digest(self) -> str:
+        """Names what is done, whatever it is called."""
+        steps = sorted((site.path, *_words(choice)) for site, choice in self.chosen)
+        text = json.dumps([self.format, steps])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "format": self.format,
+            "chosen": [[site.path, site.kind, *_words(choice)] for site, choice in self.chosen],
+            "declined": [[site.path, site.kind, reason] for site, reason in self.declined],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object]) -> Recipe:
+        """The inverse of `to_json`."""
+        chosen, declined = data["chosen"], data["declined"]
+        assert isinstance(chosen, list) and isinstance(declined, list)
+        return cls(
+            name=str(data["name"]),
+            format=str(data["format"]),
+            chosen=tuple(
+                (Site(path, LayerKind(kind)), Choice(method, option))
+                for path, kind, method, option in chosen
+            ),
+            declined=tuple((Site(path, LayerKind(kind)), why) for path, kind, why in declined),
+        )
+
+
+def _words(choice: Choice) -> tuple[str, str]:
+    return choice.method, choice.option
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe applied to a network: what an exporter realizes.
+
+    Attributes:
+        recipe: what was chosen.
+        program: the network as ATen operators, with its weights.
+        calibration: a folder of stored samples to calibrate with, named by their content.
+        runtime: the runtime that it is made for, as the target has it.
+    """
+
+    recipe: Recipe
+    program: Program
+    calibration: Path
+    runtime: RuntimeFacts

@@ -1,0 +1,154 @@
+"""A named device: its facts, the runtimes it has, and what an application may ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+
+from edgebuild.vocabulary.errors import InvalidQuantity, did_you_mean
+from edgebuild.vocabulary.precision import LayerKind, Precision
+from edgebuild.vocabulary.units import (
+    Bytes,
+    BytesPerSecond,
+    Fraction,
+    Hertz,
+    OperationsPerSecond,
+    Seconds,
+    Watts,
+    parse_power,
+    parse_rate,
+    parse_share,
+    parse_size,
+    parse_time,
+)
+
+
+class DeviceKind(StrEnum):
+    PHONE = "phone"
+    CAR = "car"
+    ROBOT = "robot"
+    HOST = "host"
+
+
+class Activations(StrEnum):
+    """The eight-bit type whose kernels are fast on a runtime and CPU."""
+
+    INT8 = "int8"
+    UINT8 = "uint8"
+
+
+@dataclass(frozen=True)
+class MemoryFacts:
+    """Main memory; `app_share` is the part of it that one application may take."""
+
+    ram: Bytes
+    app_share: Fraction
+    bandwidth: BytesPerSecond
+
+
+@dataclass(frozen=True)
+class ComputeFacts:
+    """The processor that runs the network, with its peak rates (a MAC is two operations)."""
+
+    isa: str
+    cores: int
+    clock: Hertz | None
+    fp32: OperationsPerSecond
+    int8: OperationsPerSecond
+
+
+@dataclass(frozen=True)
+class PowerFacts:
+    """Whole-board draw, idle and under full load of the unit that runs the network."""
+
+    idle: Watts | None = None
+    active: Watts | None = None
+
+
+@dataclass(frozen=True)
+class RuntimeFacts:
+    """One runtime on the device, and where its kernels are worth using.
+
+    `kernels` lists, for each kind of layer and in order of preference, the precisions that run
+    fast there; a precision that is missing is refused rather than run slowly.
+    """
+
+    name: str
+    version: str
+    threads: int
+    activations: Activations
+    channel_multiple: int
+    kernels: Mapping[LayerKind, tuple[Precision, ...]]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Wishes; None is no wish. `power` is above idle, at `rate` inferences a second."""
+
+    latency_p99: Seconds | None = None
+    memory: Bytes | None = None
+    storage: Bytes | None = None
+    power: Watts | None = None
+    rate: Hertz | None = None
+    accuracy_drop: Fraction | None = None
+
+    @classmethod
+    def parse(cls, **wishes: str) -> Budget:
+        """Reads `Budget.parse(latency_p99="22 ms", power="3 W")`.
+
+        Raises:
+            InvalidQuantity: an unknown line, or a text that is no quantity of its kind.
+        """
+        return cls(**{name: cls._parse_line(name, text) for name, text in wishes.items()})
+
+    @staticmethod
+    def _parse_line(name: str, text: str) -> float:
+        parsers = {
+            "latency_p99": parse_time,
+            "memory": parse_size,
+            "storage": parse_size,
+            "power": parse_power,
+            "rate": parse_rate,
+            "accuracy_drop": parse_share,
+        }
+        if name not in parsers:
+            raise InvalidQuantity(f"unknown budget line {name!r}.{did_you_mean(name, parsers)}")
+        try:
+            return parsers[name](text)
+        except InvalidQuantity as error:
+            raise InvalidQuantity(f"budget line {name}: {error}") from None
+
+    def overridden_by(self, other: Budget) -> Budget:
+        """This budget, with every line that the other one states taken from there."""
+        stated = {
+            line.name: getattr(other, line.name)
+            for line in fields(other)
+            if getattr(other, line.name) is not None
+        }
+        return replace(self, **stated)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device profile. `sources` maps a dotted fact ("memory.bandwidth") to where it is from."""
+
+    name: str
+    title: str
+    kind: DeviceKind
+    memory: MemoryFacts
+    compute: ComputeFacts
+    runtimes: tuple[RuntimeFacts, ...]
+    power: PowerFacts = PowerFacts()
+    budget: Budget = Budget()
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def app_memory(self) -> Bytes:
+        """What one application may take of the device's RAM."""
+        return Bytes(int(self.memory.ram * self.memory.app_share))
+
+    @property
+    def is_this_machine(self) -> bool:
+        """Whether what is measured here is measured on the target."""
+        return self.kind is DeviceKind.HOST

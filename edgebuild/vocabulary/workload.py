@@ -1,0 +1,53 @@
+"""What a user hands in: a trained network, its data and how it is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+Score = Callable[[Any, Any], float]
+
+
+class IndexableSplit(Protocol):
+    """Samples by number, such as a list or a torch Dataset."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+# A sized and indexable, or a re-iterable, collection of `(inputs, label)`: `inputs` is a tensor or
+# a tuple of tensors shaped like the workload's example, batch dimension included (any batch size);
+# `label` is an array of the same batch size, or None where the score needs none.
+Split = IndexableSplit | Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network, one example input, samples and a score.
+
+    Attributes:
+        name: a short name; it becomes part of reports.
+        network: an `nn.Module` in eval mode.
+        example: the inputs of one call, batch 1, as deployed.
+        calibration: samples to calibrate and to recover with.
+        validation: samples the search looks at.
+        test: samples that nobody looks at until the end.
+        score: `(outputs, labels) -> float` of a whole split, higher is better; outputs are numpy
+            arrays joined along the batch (one array, or a tuple in the network's order), labels
+            likewise. Without one, artifacts are scored by their agreement with the network.
+        notices: licences of what went in, by name; the bundle carries them.
+    """
+
+    name: str
+    network: torch.nn.Module
+    example: tuple[torch.Tensor, ...]
+    calibration: Split
+    validation: Split
+    test: Split
+    score: Score | None = None
+    notices: Mapping[str, str] = field(default_factory=dict)
