@@ -33,12 +33,16 @@ WEIGHTED: Mapping[str, tuple[LayerKind, int]] = {
 }
 RECURRENT = ("gru", "lstm", "rnn_tanh", "rnn_relu")
 # Operators that only look at the same numbers in another way.
-VIEWS = {"t", "unflatten", "transpose", "permute", "reshape", "view", "slice", "chunk", "split", "getitem",
-         "contiguous", "detach", "unsqueeze", "squeeze", "flatten", "expand", "select", "to",
-         "split_with_sizes", "unbind", "numpy_T", "clone", "alias"}  # fmt: skip
+VIEWS = {
+    "alias", "chunk", "clone", "contiguous", "detach", "expand", "flatten", "getitem", "numpy_T",
+    "permute", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "to",
+    "transpose", "unbind", "unflatten", "unsqueeze", "view",
+}  # fmt: skip
 # Operators that every runtime computes inside the layer before them.
-FUSED = {"batch_norm", "relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp", "dropout",
-         "hardswish", "hardswish_"}  # fmt: skip
+FUSED = {
+    "batch_norm", "clamp", "dropout", "hardswish", "hardswish_", "hardtanh", "hardtanh_", "relu",
+    "relu6", "relu_",
+}  # fmt: skip
 
 
 def capture(network: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> Program:

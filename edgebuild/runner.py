@@ -88,7 +88,9 @@ def runtime_module(form):
 def runtime_version(form):
     """For example "onnxruntime 1.32.0"."""
     name = runtime_module(form).__name__.split(".")[0]
-    package = {"ai_edge_litert": "ai-edge-litert", "tflite_runtime": "tflite-runtime"}.get(name, name)
+    package = {"ai_edge_litert": "ai-edge-litert", "tflite_runtime": "tflite-runtime"}.get(
+        name, name
+    )
     try:
         from importlib.metadata import version
 

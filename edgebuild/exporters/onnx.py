@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -32,6 +28,7 @@ from edgebuild.exporters._onnx_graph import (
     integer_neighbors,
     weights_of_sites,
 )
+from edgebuild.exporters._quiet import quiet
 from edgebuild.samples import StoredSamples
 from edgebuild.vocabulary.artifact import Artifact
 from edgebuild.vocabulary.errors import NotExportable
@@ -107,7 +104,6 @@ class Onnx:
     def _float_model(self, candidate: Candidate) -> Path:
         """The network in fp32, exported once for all recipes."""
 
-
         def make(folder: Path) -> None:
             _export_float(candidate, folder / "float.onnx")
 
@@ -136,7 +132,7 @@ class Onnx:
 
 def _export_float(candidate: Candidate, path: Path) -> None:
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 candidate.program.exported, (), dynamo=True, opset_version=OPSET, verbose=False
             )
@@ -155,19 +151,6 @@ def _operator_in(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     named = [line for line in lines if "aten" in line or "No ONNX function" in line]
     return (named or lines or [type(error).__name__])[0].strip()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the libraries' chatter out of the user's terminal; errors are raised anyway."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
 
 
 def _is_static(site: Site, precision: Precision) -> bool:
@@ -228,7 +211,7 @@ def _quantize_four_bit_linear(model: onnx.ModelProto, nodes: list[str]) -> onnx.
         accuracy_level=ACCURACY_LEVEL,
         nodes_to_include=nodes,
     )
-    with _quiet():
+    with quiet():
         quantizer.process()
     quantized: onnx.ModelProto = quantizer.model.model
     return quantized
@@ -238,7 +221,7 @@ def _quantize_dynamic(model: onnx.ModelProto, nodes: list[str], folder: Path) ->
     if not nodes:
         return model
     path = folder / "dynamic.onnx"
-    with _quiet():
+    with quiet():
         quantize_dynamic(
             model,
             path,
@@ -280,7 +263,7 @@ def _quantize(
     """Inserts QDQ pairs around the given nodes; all, where only the ranges are wanted."""
     names = [value.name for value in model.graph.input]
     signed = candidate.runtime.activations is Activations.INT8
-    with _quiet():
+    with quiet():
         quantize_static(
             model,
             path,

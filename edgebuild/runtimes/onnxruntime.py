@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 
 from edgebuild.samples import StoredSamples
-from edgebuild.vocabulary.artifact import Artifact, KernelRun
+from edgebuild.vocabulary.artifact import Arithmetic, Artifact, KernelRun
 from edgebuild.vocabulary.units import Seconds
 
 INTEGER_KERNELS = {
@@ -50,8 +50,7 @@ class Onnxruntime:
             yield KernelRun(
                 kernel=event.kernel,
                 sites=weights.get(name, ()),
-                is_integer=event.kernel in INTEGER_KERNELS or event.moves_integers,
-                is_conversion=event.kernel in CONVERSIONS,
+                arithmetic=_arithmetic(event),
                 seconds=Seconds(statistics.median(event.seconds)),
             )
 
@@ -61,8 +60,16 @@ class _Event:
     """One node of the optimized graph, over all runs."""
 
     kernel: str
-    moves_integers: bool
+    reads_integers: bool
     seconds: list[float]
+
+
+def _arithmetic(event: _Event) -> Arithmetic:
+    if event.kernel in CONVERSIONS:
+        return Arithmetic.CONVERSION
+    if event.kernel in INTEGER_KERNELS or event.reads_integers:
+        return Arithmetic.INTEGER
+    return Arithmetic.FLOAT
 
 
 def _profile(
@@ -95,8 +102,8 @@ def _events(profile: Iterable[Mapping[str, object]]) -> Mapping[str, _Event]:
             continue
         kernel = str(details["op_name"])
         types = [next(iter(kind), "") for kind in details.get("input_type_shape", [])]
-        moves_integers = kernel not in CONVERSIONS and types[:1] != [] and types[0] in INTEGER_TYPES
-        event = found.setdefault(name, _Event(kernel, moves_integers, []))
+        reads_integers = bool(types) and types[0] in INTEGER_TYPES
+        event = found.setdefault(name, _Event(kernel, reads_integers, []))
         event.seconds.append(float(str(entry["dur"])) * 1e-6)
     return found
 
@@ -112,4 +119,3 @@ def _sites(inputs: Iterable[str], weights: Mapping[str, str]) -> Iterator[str]:
                 seen.add(site)
                 yield site
                 break
-

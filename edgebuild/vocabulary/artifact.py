@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from edgebuild.vocabulary.units import Bytes, Seconds
@@ -21,7 +22,7 @@ class Artifact:
         outputs: names of the outputs, in the network's order.
         settings: what the runtime must be told to run it as proven, key by key.
         minimum_runtime: the oldest releases that compute it rightly, by package.
-        weights: the site that each stored weight belongs to, by the weight's name in the file.
+        weights: the site of each stored weight, by its name in the file, in order of execution.
     """
 
     path: Path
@@ -38,17 +39,25 @@ class Artifact:
         return Bytes(self.path.stat().st_size)
 
 
+class Arithmetic(StrEnum):
+    """How a kernel computes; UNTYPED where the runtime does not say and it may be either."""
+
+    INTEGER = "integer"
+    FLOAT = "float"
+    CONVERSION = "conversion"
+    UNTYPED = "untyped"
+
+
 @dataclass(frozen=True)
 class KernelRun:
-    """One operator as the runtime ran it: its kernel, its sites, its median time.
+    """One operator as the runtime ran it: its kernel, the sites it computes, its mean time.
 
-    A conversion quantizes or dequantizes between an integer region and a float one.
+    A conversion quantizes or dequantizes at the border of an integer region.
     """
 
     kernel: str
     sites: tuple[str, ...]
-    is_integer: bool
-    is_conversion: bool
+    arithmetic: Arithmetic
     seconds: Seconds
 
 
@@ -63,16 +72,21 @@ class Fallback:
 
 @dataclass(frozen=True)
 class Census:
-    """Every kernel of one run, read from the runtime's own profile."""
+    """Every kernel of one run, read from the runtime's own graph or profile."""
 
     runs: tuple[KernelRun, ...]
     fallbacks: tuple[Fallback, ...] = ()
 
     @property
     def integer_share_of_kernels(self) -> float:
-        return sum(run.is_integer for run in self.runs) / max(len(self.runs), 1)
+        """Of the kernels whose arithmetic is known."""
+        typed = [run for run in self.runs if run.arithmetic is not Arithmetic.UNTYPED]
+        integer = [run for run in typed if run.arithmetic is Arithmetic.INTEGER]
+        return len(integer) / max(len(typed), 1)
 
     @property
     def integer_share_of_time(self) -> float:
+        """Of the whole time, so that what is untyped or converts counts against it."""
         total = sum(run.seconds for run in self.runs)
-        return sum(run.seconds for run in self.runs if run.is_integer) / total if total else 0.0
+        integer = sum(r.seconds for r in self.runs if r.arithmetic is Arithmetic.INTEGER)
+        return integer / total if total else 0.0

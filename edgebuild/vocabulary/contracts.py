@@ -15,6 +15,7 @@ from edgebuild.vocabulary.program import Site
 from edgebuild.vocabulary.recipe import Candidate, Choice
 from edgebuild.vocabulary.target import RuntimeFacts
 from edgebuild.vocabulary.units import Seconds
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -129,4 +130,3 @@ class Progress(Protocol):
     def step(self, title: str, total: int | None = None) -> AbstractContextManager[Step]: ...
 
     def say(self, text: str) -> None: ...
-

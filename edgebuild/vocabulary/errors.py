@@ -87,7 +87,7 @@ class DeviceError(EdgebuildError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """" Did you mean 'x'?" for the nearest known name, or the empty string."""
+    """ " Did you mean 'x'?" for the nearest known name, or the empty string."""
     # A name that merely lost its prefix (`raspberry-pi-5`) is nearer than edit distance says.
     names = sorted(known)
     inside = [candidate for candidate in names if name and name in candidate]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from typing import Any
 
 from edgebuild.vocabulary.errors import InvalidQuantity, did_you_mean
 from edgebuild.vocabulary.precision import LayerKind, Precision
@@ -100,24 +101,7 @@ class Budget:
         Raises:
             InvalidQuantity: an unknown line, or a text that is no quantity of its kind.
         """
-        return cls(**{name: cls._parse_line(name, text) for name, text in wishes.items()})
-
-    @staticmethod
-    def _parse_line(name: str, text: str) -> float:
-        parsers = {
-            "latency_p99": parse_time,
-            "memory": parse_size,
-            "storage": parse_size,
-            "power": parse_power,
-            "rate": parse_rate,
-            "accuracy_drop": parse_share,
-        }
-        if name not in parsers:
-            raise InvalidQuantity(f"unknown budget line {name!r}.{did_you_mean(name, parsers)}")
-        try:
-            return parsers[name](text)
-        except InvalidQuantity as error:
-            raise InvalidQuantity(f"budget line {name}: {error}") from None
+        return replace(cls(), **{line: _parse_line(line, text) for line, text in wishes.items()})
 
     def overridden_by(self, other: Budget) -> Budget:
         """This budget, with every line that the other one states taken from there."""
@@ -127,6 +111,25 @@ class Budget:
             if getattr(other, line.name) is not None
         }
         return replace(self, **stated)
+
+
+BUDGET_PARSERS: Mapping[str, Callable[[str], float]] = {
+    "latency_p99": parse_time,
+    "memory": parse_size,
+    "storage": parse_size,
+    "power": parse_power,
+    "rate": parse_rate,
+    "accuracy_drop": parse_share,
+}
+
+
+def _parse_line(line: str, text: str) -> Any:
+    if line not in BUDGET_PARSERS:
+        raise InvalidQuantity(f"unknown budget line {line!r}.{did_you_mean(line, BUDGET_PARSERS)}")
+    try:
+        return BUDGET_PARSERS[line](text)
+    except InvalidQuantity as error:
+        raise InvalidQuantity(f"budget line {line}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class Target:
     @property
     def app_memory(self) -> Bytes:
         """What one application may take of the device's RAM."""
-        return Bytes(int(self.memory.ram * self.memory.app_share))
+        return Bytes(round(self.memory.ram * self.memory.app_share))
 
     @property
     def is_this_machine(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NewType
 
@@ -52,6 +53,8 @@ def parse_quantity(text: str, units: dict[str, float]) -> float:
     if unit not in units:
         raise InvalidQuantity(f"{text!r} has the unknown unit {unit!r}: write one of {examples}")
     value = float(number) * units[unit]
+    if not math.isfinite(value):
+        raise InvalidQuantity(f"{text!r} is too large")
     if value < 0:
         raise InvalidQuantity(f"{text!r} is negative")
     return value
@@ -116,11 +119,12 @@ def format_rate(value: float) -> str:
 def _format(value: float, units: tuple[tuple[str, float], ...]) -> str:
     """Three significant digits in the largest unit that leaves at least one before the point."""
     for unit, scale in units:
-        if abs(value) >= scale:
+        # What three digits would round up to the unit is shown in it.
+        if abs(value) >= 0.9995 * scale:
             return f"{_three_digits(value / scale)} {unit}"
     unit, scale = units[-1]
     return f"{_three_digits(value / scale)} {unit}"
 
 
 def _three_digits(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.3g}"

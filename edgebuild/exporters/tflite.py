@@ -1,0 +1,140 @@
+"""Exports to TFLite: XNNPACK's static, dynamic and four-bit kernels, one precision per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ai_edge_quantizer import quantizer
+from ai_edge_quantizer.utils.qsv_utils import min_max_update
+
+from edgebuild.cache import Cache, default_root
+from edgebuild.exporters._quiet import quiet
+from edgebuild.exporters._tflite_graph import Graph, node_names
+from edgebuild.exporters._tflite_recipe import add_rules
+from edgebuild.samples import StoredSamples
+from edgebuild.vocabulary.artifact import Artifact
+from edgebuild.vocabulary.errors import NotExportable, PrecisionRefused
+from edgebuild.vocabulary.precision import LayerKind, Precision
+from edgebuild.vocabulary.program import Program
+from edgebuild.vocabulary.recipe import Candidate
+
+CALIBRATION_SAMPLES = 64
+
+NO_KERNEL: Mapping[tuple[LayerKind, Precision], str] = {
+    (LayerKind.CONVOLUTION, Precision.INT4_WEIGHTS): "XNNPACK has no four-bit convolution",
+    (LayerKind.DEPTHWISE, Precision.INT4_WEIGHTS): "XNNPACK has no four-bit convolution",
+    (LayerKind.DEPTHWISE, Precision.INT8_DYNAMIC): "XNNPACK has no dynamic depthwise convolution",
+    (LayerKind.TRANSPOSED, Precision.INT4_WEIGHTS): "XNNPACK has no four-bit deconvolution",
+    (LayerKind.RECURRENT, Precision.INT8_STATIC): "a state rounded at every step drifts",
+    (LayerKind.EMBEDDING, Precision.INT8_STATIC): "a look-up computes nothing",
+    (LayerKind.EMBEDDING, Precision.INT8_DYNAMIC): "a look-up computes nothing",
+    (LayerKind.EMBEDDING, Precision.INT4_WEIGHTS): "a look-up computes nothing",
+}
+# tflite-runtime 2.14 computes per-channel dynamic layers wrongly and says nothing; of the releases
+# that followed it, only this one was found right for all recipes.
+SINCE_DYNAMIC = {"ai-edge-litert": "2.3.0"}
+SINCE_STATIC = {"ai-edge-litert": "1.4.0", "tflite-runtime": "2.14.0"}
+
+
+@dataclass(frozen=True)
+class Tflite:
+    """The TFLite format, for LiteRT's CPU kernels (XNNPACK)."""
+
+    format: ClassVar[str] = "tflite"
+    suffix: ClassVar[str] = ".tflite"
+    runtime: ClassVar[str] = "litert"
+    cache: Cache = field(default_factory=lambda: Cache(default_root()))
+
+    def refusal(self, kind: LayerKind, precision: Precision) -> str:
+        return NO_KERNEL.get((kind, precision), "")
+
+    def export(self, candidate: Candidate, folder: Path) -> Artifact:
+        source = self._float_model(candidate.program)
+        graph = Graph.read(source, candidate.program)
+        wanted = {site.path: chosen for site, chosen in candidate.recipe.precisions.items()}
+        path = folder / f"model{self.suffix}"
+        with quiet():
+            worker = quantizer.Quantizer(str(source))
+            add_rules(worker, graph, candidate.recipe.precisions)
+            if any(precision is not Precision.FP32 for precision in wanted.values()):
+                ranges = _ranges(worker, graph, candidate) if worker.need_calibration else None
+                worker.quantize(ranges).export_model(str(path))
+            else:
+                path.write_bytes(source.read_bytes())
+        _refuse_other_precisions(graph, Graph.read(path, candidate.program), wanted)
+        modern = {Precision.INT8_DYNAMIC, Precision.INT4_WEIGHTS} & set(wanted.values())
+        return Artifact(
+            path=path,
+            format=self.format,
+            runtime=self.runtime,
+            inputs=graph.input_names,
+            outputs=graph.output_names,
+            minimum_runtime=SINCE_DYNAMIC if modern else SINCE_STATIC,
+            weights=graph.sites_in_order(),
+        )
+
+    def _float_model(self, program: Program) -> Path:
+        """The network in fp32, converted once for all recipes."""
+
+        def make(folder: Path) -> None:
+            _convert(program, folder / "float.tflite")
+
+        return self.cache.entry("tflite-float", program.fingerprint, make) / "float.tflite"
+
+
+def _convert(program: Program, path: Path) -> None:
+    example, _ = program.exported.example_inputs
+    with quiet(), node_names():
+        # Imported here: it brings JAX along, seconds that a cached build does not need.
+        import litert_torch
+
+        try:
+            network = program.exported.module(check_guards=False)
+            litert_torch.convert(network, tuple(t.clone() for t in example)).export(str(path))
+        except Exception as error:
+            raise NotExportable(f"tflite: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The line of the converter's message that names the operator."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if "aten" in line or "lowering" in line.lower()]
+    return (named or lines or [type(error).__name__])[0]
+
+
+def _ranges(worker: Any, graph: Graph, candidate: Candidate) -> dict[str, dict[str, Any]]:
+    """Each tensor's range over the calibration samples.
+
+    Samples go in one by one because the quantizer would average their ranges (5 % of the new to
+    95 % of the old) and cut off whatever exceeds the first.
+    """
+    ranges: dict[str, dict[str, Any]] = {}
+    for row in StoredSamples.open(candidate.calibration).rows(CALIBRATION_SAMPLES):
+        sample = graph.named_inputs(row)
+        for tensor, seen in worker.calibrate({graph.signature: [sample]}, num_threads=1).items():
+            known = ranges.get(tensor)
+            ranges[tensor] = seen if not known or not seen else min_max_update(known, seen)
+    return ranges
+
+
+def _refuse_other_precisions(before: Graph, after: Graph, wanted: Mapping[str, Precision]) -> None:
+    """Compares every layer in the file with its recipe: the quantizer skips in silence.
+
+    Raises:
+        PrecisionRefused: a layer that is stored in another way than was chosen.
+    """
+    if before.interface != after.interface:
+        raise PrecisionRefused("tflite: quantization would change the types of inputs or outputs")
+    names = [operator.name for operator in before.weighted]
+    if names != [operator.name for operator in after.weighted]:
+        raise PrecisionRefused("tflite: quantization changed the sequence of layers")
+    wrong = [
+        f"{old.site} ({old.name}) is stored as {after.storage(new)}, not {wanted[old.site]}"
+        for old, new in zip(before.weighted, after.weighted, strict=True)
+        if old.site in wanted and after.storage(new) != wanted[old.site]
+    ]
+    if wrong:
+        raise PrecisionRefused(f"tflite: {'; '.join(wrong)}")

@@ -1,0 +1,90 @@
+"""LiteRT on the CPU: the census of XNNPACK's kernels, from the runtime's own profile."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from edgebuild.samples import StoredSamples
+from edgebuild.vocabulary.artifact import Arithmetic, Artifact, KernelRun
+from edgebuild.vocabulary.errors import DeviceError
+from edgebuild.vocabulary.units import Seconds
+
+# Spelled by XNNPACK's operator types. QD8, QDU8, QP8 are activations quantized at run time and
+# multiplied as integers. QC8W, QC4W, QB4W only say how weights are stored: beside a float
+# activation they are widened first. Elementwise operators ("Add (ND)") print no types.
+INTEGER_TYPE = re.compile(r"\b(QC8|QS8|QU8|QD8|QDU8|QP8|QPI8|QPU8|S8|U8)\b")
+FLOAT_TYPE = re.compile(r"\b(F32|F16|BF16|PF16|PF32)\b")
+LAYER = re.compile(
+    r"(Convolution|Fully Connected|Deconvolution|CONV_2D|CONV_3D|DEPTHWISE_CONV_2D"
+    r"|FULLY_CONNECTED|TRANSPOSE_CONV)\b"
+)
+BUILTIN_CONVERSIONS = {"QUANTIZE", "DEQUANTIZE", "CAST"}
+LOOK_UPS = ("EMBEDDING_LOOKUP", "GATHER")
+
+
+@dataclass(frozen=True)
+class Litert:
+    """The census runs in a process of its own: the runtime aborts where it meets a bad model."""
+
+    name: ClassVar[str] = "litert"
+    package: ClassVar[str] = "ai-edge-litert"
+
+    def version(self) -> str:
+        return importlib.metadata.version(self.package)
+
+    def kernels(self, artifact: Artifact, samples: StoredSamples) -> Iterator[KernelRun]:
+        events = _profile(artifact, samples)
+        sites = _sites_of_layers(events, artifact.weights)
+        for number, (name, is_delegated, seconds) in enumerate(events):
+            yield KernelRun(
+                kernel=name,
+                sites=sites.get(number, ()),
+                arithmetic=_arithmetic(name, is_delegated),
+                seconds=Seconds(seconds),
+            )
+
+
+Event = tuple[str, bool, float]
+
+
+def _profile(artifact: Artifact, samples: StoredSamples) -> list[Event]:
+    command = [
+        *(sys.executable, "-m", "edgebuild.runtimes._litert_profile"),
+        *(str(artifact.path), str(samples.folder)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        raise DeviceError(f"LiteRT cannot profile {artifact.path.name}: {reason}")
+    return [(name, delegated, seconds) for name, delegated, seconds in json.loads(done.stdout)]
+
+
+def _sites_of_layers(
+    events: Sequence[Event], weights: Mapping[str, str]
+) -> Mapping[int, tuple[str, ...]]:
+    """The site of each layer that ran: layers run in the order of the file.
+
+    Empty where the runtime ran another number of layers than the file holds.
+    """
+    ran = [number for number, event in enumerate(events) if LAYER.match(event[0])]
+    stored = [site for layer, site in weights.items() if not layer.endswith(LOOK_UPS)]
+    if len(ran) != len(stored):
+        return {}
+    return {number: (site,) for number, site in zip(ran, stored, strict=True)}
+
+
+def _arithmetic(name: str, is_delegated: bool) -> Arithmetic:
+    if name in BUILTIN_CONVERSIONS or (is_delegated and name.startswith("Convert")):
+        return Arithmetic.CONVERSION
+    if is_delegated and INTEGER_TYPE.search(name):
+        return Arithmetic.INTEGER
+    if is_delegated and FLOAT_TYPE.search(name):
+        return Arithmetic.FLOAT
+    return Arithmetic.UNTYPED
