@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ai_edge_litert.tools import flatbuffer_utils
 from ai_edge_quantizer import qtyping
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils as flatbuffer
 
@@ -56,6 +57,28 @@ def node_names() -> Iterator[None]:
         _build._get_hierarchy = original
 
 
+def flatten_biases(path: Path) -> None:
+    """Gives every fully connected layer a bias of one dimension.
+
+    The converter leaves some as (1, 1, 1, n), which run in float but make the quantizer write
+    per-channel scales along a dimension of one.
+    """
+    model = flatbuffer_utils.read_model(path)
+    biases = [
+        subgraph.tensors[operator.inputs[2]]
+        for subgraph in model.subgraphs
+        for operator in subgraph.operators
+        if _operator_name(model, operator) == "FULLY_CONNECTED" and operator.inputs[-1] >= 0
+    ]
+    for bias in biases:
+        bias.shape = [int(np.prod(bias.shape))]
+    flatbuffer_utils.write_model(model, path)
+
+
+def _operator_name(model: Any, operator: Any) -> str:
+    return _OPERATOR_NAMES[model.operatorCodes[operator.opcodeIndex].builtinCode]
+
+
 @dataclass(frozen=True)
 class TfliteOperator:
     """One operator; `scope` is the quantizer's name for it, `site` is empty without weights."""
@@ -86,7 +109,7 @@ class Graph:
 
     @classmethod
     def read(cls, path: Path, program: Program) -> Graph:
-        return cls(flatbuffer.read_model(flatbuffer.get_model_content(str(path))), program)
+        return cls(flatbuffer_utils.read_model(path), program)
 
     @cached_property
     def operators(self) -> list[TfliteOperator]:
@@ -146,7 +169,7 @@ class Graph:
         }
 
     def _operator(self, index: int, operator: Any) -> TfliteOperator:
-        name = _OPERATOR_NAMES[self._model.operatorCodes[operator.opcodeIndex].builtinCode]
+        name = _operator_name(self._model, operator)
         inputs = tuple(int(tensor) for tensor in operator.inputs if tensor >= 0)
         outputs = tuple(int(tensor) for tensor in operator.outputs)
         return TfliteOperator(
@@ -180,8 +203,7 @@ class Graph:
         producer = self._producers.get(tensor)
         if producer is not None:
             source = self._subgraph.operators[producer]
-            code = self._model.operatorCodes[source.opcodeIndex].builtinCode
-            if _OPERATOR_NAMES[code] != "DEQUANTIZE":
+            if _operator_name(self._model, source) != "DEQUANTIZE":
                 return None
             tensor = int(source.inputs[0])
         data = self._model.buffers[self._subgraph.tensors[tensor].buffer].data

@@ -12,7 +12,7 @@ from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
 from edgebuild.cache import Cache, default_root
 from edgebuild.exporters._quiet import quiet
-from edgebuild.exporters._tflite_graph import Graph, node_names
+from edgebuild.exporters._tflite_graph import Graph, flatten_biases, node_names
 from edgebuild.exporters._tflite_recipe import add_rules
 from edgebuild.samples import StoredSamples
 from edgebuild.vocabulary.artifact import Artifact
@@ -81,6 +81,7 @@ class Tflite:
 
         def make(folder: Path) -> None:
             _convert(program, folder / "float.tflite")
+            flatten_biases(folder / "float.tflite")
 
         return self.cache.entry("tflite-float", program.fingerprint, make) / "float.tflite"
 
