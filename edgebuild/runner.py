@@ -8,12 +8,13 @@
 
 The runtime is onnxruntime for .onnx files; ai-edge-litert, or tflite-runtime on old devices, for
 .tflite files. Every command prints one JSON object. Exit codes: 0 right, 1 golden outputs differ,
-4 the runtime is missing or cannot load the model.
+2 an input or file that cannot be used, 4 the runtime is missing or fails; a reason in one line.
 """
 # This file travels: it must run on Python 3.8 and with numpy 1, so no newer syntax here.
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -25,6 +26,14 @@ import numpy as np
 HERE = os.path.dirname(os.path.abspath(__file__))
 WARM_UP_RUNS = 10
 WARM_UP_SECONDS = 0.5
+
+
+class Trouble(Exception):
+    """Ends the program with one line and an exit code."""
+
+    def __init__(self, code, text):
+        super().__init__(text)
+        self.code = code
 
 
 class OnnxSession:
@@ -44,6 +53,12 @@ class OnnxSession:
         self.session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )
+        taken = {taken.name: taken for taken in self.session.get_inputs()}
+        self.expected = [self.shape_and_type(taken[name]) for name in self.names]
+
+    def shape_and_type(self, taken):
+        name = taken.type[len("tensor(") : -1]
+        return tuple(taken.shape), np.dtype(ONNX_TYPES.get(name, name))
 
     def run(self, inputs):
         return self.session.run(self.outputs, dict(zip(self.names, inputs)))
@@ -60,6 +75,7 @@ class TfliteSession:
         ins, outs = signature.get_input_details(), signature.get_output_details()
         self.inputs = [ins[name] for name in artifact["inputs"]]
         self.outputs = [outs[name] for name in artifact["outputs"]]
+        self.expected = [(tuple(taken["shape"]), np.dtype(taken["dtype"])) for taken in self.inputs]
 
     def run(self, inputs):
         for detail, array in zip(self.inputs, inputs):
@@ -69,6 +85,8 @@ class TfliteSession:
         return [self.interpreter.get_tensor(detail["index"]) for detail in self.outputs]
 
 
+# What onnxruntime calls differently from numpy.
+ONNX_TYPES = {"float": "float32", "double": "float64"}
 SESSIONS = {"onnx": OnnxSession, "tflite": TfliteSession}
 
 
@@ -101,12 +119,13 @@ def runtime_version(form):
 
 def check(session, artifact, folder):
     """Replays the golden inputs; the worst relative error over outputs, and the limit."""
-    golden = artifact["golden"]
-    inputs = arrays(os.path.join(folder, golden["folder"]), "input")
+    golden = golden_of(artifact)
     expected = arrays(os.path.join(folder, golden["folder"]), "output")
     worst = 0.0
-    for row in range(len(inputs[0])):
-        actual = session.run([array[row : row + 1] for array in inputs])
+    for row, given in enumerate(rows_of(os.path.join(folder, golden["folder"]))):
+        actual = session.run(fitted(session, given))
+        if len(actual) != len(expected):
+            raise Trouble(2, "%d golden outputs, %d of the model" % (len(expected), len(actual)))
         for wanted, got in zip(expected, actual):
             worst = max(worst, relative_error(wanted[row : row + 1], got))
     return {"relative_error": worst, "limit": golden["limit"], "ok": bool(worst <= golden["limit"])}
@@ -115,37 +134,32 @@ def check(session, artifact, folder):
 def relative_error(wanted, got):
     """The largest difference over the largest magnitude; infinite for NaN or another shape."""
     wanted, got = np.asarray(wanted, np.float64), np.asarray(got, np.float64)
-    if wanted.shape != got.shape or not np.isfinite(got).all():
+    if wanted.shape != got.shape or not (np.isfinite(wanted).all() and np.isfinite(got).all()):
         return float("inf")
     return float(np.abs(wanted - got).max() / max(np.abs(wanted).max(), 1e-12))
 
 
 def outputs(session, source, destination):
     """Runs every sample of a folder one by one and saves the outputs joined along the batch."""
-    inputs = arrays(source, "input")
-    rows = [
-        session.run([np.ascontiguousarray(array[row : row + 1]) for array in inputs])
-        for row in range(len(inputs[0]))
-    ]
+    rows = [session.run(fitted(session, row)) for row in rows_of(source)]
     save(destination, [np.concatenate(column) for column in zip(*rows)])
     return {"samples": len(rows)}
 
 
-def bench(path, artifact, threads, source, seconds, count):
+def bench(path, artifact, threads, version, source, seconds, count):
     """Single-stream latency of one input after the other, at least `count` and `seconds`."""
-    inputs = [np.array(array[:8]) for array in arrays(source, "input")]
-    samples = [[array[row : row + 1] for array in inputs] for row in range(len(inputs[0]))]
-    version = runtime_version(artifact["format"])
+    given = list(itertools.islice(rows_of(source), 8))
     reset_peak()
     baseline = memory()
     started = time.perf_counter()
-    session = SESSIONS[artifact["format"]](path, artifact, threads)
-    session.run(samples[0])
+    session = opened(path, artifact, threads)
+    given = [fitted(session, row) for row in given]
+    session.run(given[0])
     load = time.perf_counter() - started
-    warm_up(session, samples)
+    warm_up(session, given)
     latencies, wall, cpu = [], time.perf_counter(), time.process_time()
     while len(latencies) < count or time.perf_counter() - wall < seconds:
-        sample = samples[len(latencies) % len(samples)]
+        sample = given[len(latencies) % len(given)]
         started = time.perf_counter()
         session.run(sample)
         latencies.append(time.perf_counter() - started)
@@ -165,11 +179,11 @@ def bench(path, artifact, threads, source, seconds, count):
     }
 
 
-def warm_up(session, samples):
+def warm_up(session, given):
     """Fills caches and lets the clock rise before anything counts."""
     started, runs = time.perf_counter(), 0
     while runs < WARM_UP_RUNS or time.perf_counter() - started < WARM_UP_SECONDS:
-        session.run(samples[runs % len(samples)])
+        session.run(given[runs % len(given)])
         runs += 1
 
 
@@ -204,15 +218,40 @@ def machine():
     return platform.machine()
 
 
+def rows_of(folder):
+    """The samples of a folder one after the other, each input with batch 1."""
+    inputs = arrays(folder, "input")
+    for row in range(min(len(array) for array in inputs)):
+        yield [np.array(array[row : row + 1]) for array in inputs]
+
+
+def fitted(session, inputs):
+    """The inputs in the model's number types, once their count, kinds and shapes are right."""
+    if len(inputs) != len(session.expected):
+        raise Trouble(2, "the model takes %d inputs, not %d" % (len(session.expected), len(inputs)))
+    for number, (array, (shape, dtype)) in enumerate(zip(inputs, session.expected)):
+        if array.shape != shape or array.dtype.kind != dtype.kind:
+            asked = (number, dtype, shape, array.dtype, array.shape)
+            raise Trouble(2, "input %d of the model is %s %s, not %s %s" % asked)
+    return [array.astype(kind, copy=False) for array, (_, kind) in zip(inputs, session.expected)]
+
+
 def arrays(folder, kind):
     """The arrays `kind-0.npy`, `kind-1.npy` ... of a folder, in order."""
     found = []
     while os.path.exists(os.path.join(folder, "%s-%d.npy" % (kind, len(found)))):
         path = os.path.join(folder, "%s-%d.npy" % (kind, len(found)))
-        found.append(np.load(path, mmap_mode="r"))
-    if not found:
-        raise SystemExit("%s holds no %s-0.npy" % (folder, kind))
+        found.append(loaded(path, "r"))
+    if not found or min(len(array) for array in found) == 0:
+        raise Trouble(2, "%s holds no sample in %s-0.npy" % (folder, kind))
     return found
+
+
+def loaded(path, mode=None):
+    try:
+        return np.load(path, mmap_mode=mode)
+    except (OSError, ValueError, EOFError) as error:
+        raise Trouble(2, "cannot read %s: %s" % (path, first_line(error))) from None
 
 
 def save(folder, found):
@@ -242,36 +281,78 @@ def parse(arguments):
 
 
 def main(arguments):
-    asked = parse(arguments)
+    try:
+        return answer(parse(arguments))
+    except Trouble as trouble:
+        print(trouble, file=sys.stderr)
+        return trouble.code
+
+
+def answer(asked):
     folder = os.path.dirname(os.path.abspath(asked.manifest))
-    with open(asked.manifest) as file:
-        manifest = json.load(file)
+    manifest = read_manifest(asked.manifest)
     artifact = manifest["artifact"]
     path = os.path.join(folder, artifact["file"])
     threads = min(asked.threads or manifest["threads"], os.cpu_count() or 1)
-    try:
-        if asked.command == "bench":
-            source = asked.inputs or os.path.join(folder, artifact["golden"]["folder"])
-            result = bench(path, artifact, threads, source, asked.seconds, asked.count)
-            print(json.dumps(result))
-            return 0
-        session = SESSIONS[artifact["format"]](path, artifact, threads)
-    except ImportError as error:
-        print("the runtime is missing: %s. Install %s" % (error, needed(artifact)), file=sys.stderr)
-        return 4
-    except (RuntimeError, ValueError) as error:
-        print("the runtime cannot load %s: %s" % (artifact["file"], error), file=sys.stderr)
-        return 4
+    version = installed(artifact)
+    if asked.command == "bench":
+        source = asked.inputs or os.path.join(folder, golden_of(artifact)["folder"])
+        result = bench(path, artifact, threads, version, source, asked.seconds, asked.count)
+        print(json.dumps(result))
+        return 0
+    session = opened(path, artifact, threads)
     if asked.command == "predict":
-        save(os.path.dirname(os.path.abspath(asked.inputs[0])),
-             session.run([np.load(name) for name in asked.inputs]))  # fmt: skip
+        inputs = fitted(session, [loaded(name) for name in asked.inputs])
+        save(os.path.dirname(os.path.abspath(asked.inputs[0])), session.run(inputs))
         result = {"ok": True}
     elif asked.command == "outputs":
         result = outputs(session, asked.folder, asked.out)
     else:
         result = check(session, artifact, folder)
-    print(json.dumps(dict(result, runtime=runtime_version(artifact["format"]))))
+    print(json.dumps(dict(result, runtime=version)))
     return 0 if result.get("ok", True) else 1
+
+
+def read_manifest(path):
+    try:
+        with open(path) as file:
+            manifest = json.load(file)
+    except (OSError, ValueError) as error:
+        raise Trouble(2, "cannot read the manifest %s: %s" % (path, first_line(error))) from None
+    if not isinstance(manifest, dict) or "artifact" not in manifest or "threads" not in manifest:
+        raise Trouble(2, "%s is no manifest of a bundle" % path)
+    return manifest
+
+
+def golden_of(artifact):
+    if "golden" not in artifact:
+        raise Trouble(2, "the manifest names no golden samples")
+    return artifact["golden"]
+
+
+def installed(artifact):
+    """The version of the runtime, which is imported by this."""
+    try:
+        return runtime_version(artifact["format"])
+    except ImportError as error:
+        reason = (first_line(error), needed(artifact))
+        raise Trouble(4, "the runtime is missing: %s. Install %s" % reason) from None
+
+
+def opened(path, artifact, threads):
+    """A session with the model; whatever a runtime raises there becomes one line."""
+    if not os.path.exists(path):
+        raise Trouble(4, "there is no model file %s" % path)
+    try:
+        return SESSIONS[artifact["format"]](path, artifact, threads)
+    except Exception as error:
+        # Runtimes raise types of their own, some of which derive from Exception alone.
+        reason = (artifact["file"], first_line(error), needed(artifact))
+        raise Trouble(4, "the runtime cannot load %s: %s. It needs %s" % reason) from None
+
+
+def first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def needed(artifact):

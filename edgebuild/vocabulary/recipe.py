@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgebuild.vocabulary.precision import LayerKind, Precision
+from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Program, Site
 
 if TYPE_CHECKING:
@@ -57,29 +56,6 @@ class Recipe:
         steps = sorted((site.path, *_words(choice)) for site, choice in self.chosen)
         text = json.dumps([self.format, steps])
         return hashlib.sha256(text.encode()).hexdigest()
-
-    def to_json(self) -> dict[str, object]:
-        return {
-            "name": self.name,
-            "format": self.format,
-            "chosen": [[site.path, site.kind, *_words(choice)] for site, choice in self.chosen],
-            "declined": [[site.path, site.kind, reason] for site, reason in self.declined],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, object]) -> Recipe:
-        """The inverse of `to_json`."""
-        chosen, declined = data["chosen"], data["declined"]
-        assert isinstance(chosen, list) and isinstance(declined, list)
-        return cls(
-            name=str(data["name"]),
-            format=str(data["format"]),
-            chosen=tuple(
-                (Site(path, LayerKind(kind)), Choice(method, option))
-                for path, kind, method, option in chosen
-            ),
-            declined=tuple((Site(path, LayerKind(kind)), why) for path, kind, why in declined),
-        )
 
 
 def _words(choice: Choice) -> tuple[str, str]:

@@ -1,0 +1,107 @@
+"""The straight line: from a workload and a target to a bundle that is proven to fit."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgebuild.vocabulary.errors import InvalidDestination, NothingBuilt
+from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.target import Budget, Target
+from edgebuild.vocabulary.workload import Workload
+
+if TYPE_CHECKING:
+    from edgebuild.bundles.manifest import Bundle
+    from edgebuild.vocabulary.contracts import Progress
+    from edgebuild.vocabulary.trial import Trial
+
+
+def build(
+    workload: Workload | str,
+    target: Target | str,
+    budget: Budget | None = None,
+    *,
+    out: str | Path,
+    formats: Sequence[str] = ("onnx", "tflite"),
+    precisions: Sequence[Precision] = tuple(Precision),
+    progress: Progress | None = None,
+) -> Bundle:
+    """Searches, measures, judges and packs; the bundle is written even if it breaches a line.
+
+    Args:
+        workload: a Workload, or a reference to one such as "file.py:function".
+        target: a Target, or the name or path of a profile.
+        budget: wishes that replace the target's own, line by line.
+        out: the folder to write; an older bundle there is replaced.
+        formats: the formats to try, by their exporters' names.
+        precisions: the precisions to try.
+        progress: where to say how far it is; silent unless given.
+
+    Raises:
+        InputError: a workload, target or destination that cannot be used.
+        NothingBuilt: no candidate became an artifact; the message holds each one's reason.
+    """
+    # Imported here: `edgebuild --help` must not wait for torch.
+    from edgebuild import catalog
+    from edgebuild.bundles.pack import check_destination, pack
+    from edgebuild.cache import Cache, default_root
+    from edgebuild.inputs.target_file import load_target
+    from edgebuild.inputs.workload_file import check_workload, load_workload
+    from edgebuild.report.markdown import render
+    from edgebuild.report.silence import Silence
+    from edgebuild.search.case import open_case
+    from edgebuild.search.judge import choose
+    from edgebuild.search.make import make
+    from edgebuild.search.measure import measure
+    from edgebuild.search.plan import plan
+    from edgebuild.search.prove import prove
+    from edgebuild.search.record import record
+    from edgebuild.search.survey import survey
+
+    out, progress = Path(out), progress or Silence()
+    with _clear_disk_errors():
+        target = load_target(target) if isinstance(target, str) else target
+        check_destination(out)
+        with progress.step("Loading the workload"):
+            workload = load_workload(workload) if isinstance(workload, str) else workload
+            check_workload(workload)
+        wishes = target.budget.overridden_by(budget or Budget())
+        case = open_case(workload, target, wishes, Cache(default_root()), progress)
+        sensitivity = survey(case, progress)
+        recipes = plan(case, sensitivity, formats, precisions)
+        made, failed = make(case, recipes, progress)
+        with catalog.device("local") as device:
+            tried = measure(case, made, device, progress)
+            best = choose(tried)
+            if best is None:
+                raise NothingBuilt(_reasons([*failed, *tried]))
+            chosen = next(one for one in made if one.recipe == best.recipe)
+            proof = prove(case, chosen, device, progress)
+        manifest = record(case, proof, [*tried, *failed])
+        golden = {"input": proof.golden_inputs, "output": proof.golden_outputs}
+        return pack(out, manifest, proof.made.artifact.path, golden, render(manifest))
+
+
+def _reasons(failed: Sequence[Trial]) -> str:
+    if not failed:
+        return "nothing to build: no format and precision that was asked for runs on the target"
+    lines = [f"{trial.recipe.format} {trial.recipe.name}: {trial.failure}" for trial in failed]
+    return "\n  ".join(["nothing could be built:", *lines])
+
+
+@contextmanager
+def _clear_disk_errors() -> Iterator[None]:
+    """A full or read-only disk is no bug of ours; whatever was being written is gone again."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        place = error.filename or "the cache or the output folder"
+        raise InvalidDestination(
+            f"{place} cannot be written: {error.strerror}. Nothing was left half-written; "
+            "free some space, or set EDGEBUILD_CACHE and -o to another disk"
+        ) from error

@@ -1,0 +1,32 @@
+"""Measures a bundle again, by the loader that travels in it."""
+
+from __future__ import annotations
+
+from pydantic import TypeAdapter
+
+from edgebuild.bundles.manifest import Bundle
+from edgebuild.vocabulary.contracts import Device
+from edgebuild.vocabulary.errors import DeviceError
+from edgebuild.vocabulary.measurement import Measurement
+from edgebuild.vocabulary.units import Seconds
+
+MARGIN = Seconds(600.0)
+
+
+def bench(
+    bundle: Bundle, device: Device, seconds: float, count: int, threads: int | None
+) -> Measurement:
+    """Latency, memory and load time in a fresh process on the device.
+
+    Raises:
+        DeviceError: the runtime is missing, cannot load the model, or takes too long.
+    """
+    folder = device.push(bundle.path.absolute())
+    options = ["--seconds", str(seconds), "--count", str(count)]
+    chosen = ["--threads", str(threads)] if threads else []
+    command = ["python", f"{folder}/run.py", *chosen, "bench", *options]
+    done = device.run(command, Seconds(seconds + MARGIN))
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise DeviceError(f"{bundle.path}: run.py bench failed on {device.name}: {reason}")
+    return TypeAdapter(Measurement).validate_json(done.stdout)

@@ -1,0 +1,138 @@
+"""The manifest of a bundle: what is in it, what was measured, and on what grounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from edgebuild.vocabulary.artifact import Census
+from edgebuild.vocabulary.errors import InvalidBundle
+from edgebuild.vocabulary.measurement import Figure, Measurement
+from edgebuild.vocabulary.recipe import Recipe
+from edgebuild.vocabulary.target import Budget, Target
+from edgebuild.vocabulary.trial import Parity, Trial
+from edgebuild.vocabulary.verdict import Verdict
+
+SCHEMA = 1
+FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Inputs and the outputs that the artifact gave for them, in a folder of the bundle.
+
+    `limit` is the largest relative error that another machine's kernels may add.
+    """
+
+    folder: str
+    limit: float
+
+
+@dataclass(frozen=True)
+class ArtifactRecord:
+    """The model file, and what a runtime must know to run it as it was proven."""
+
+    file: str
+    sha256: str
+    size: int
+    format: str
+    runtime: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    settings: Mapping[str, str]
+    minimum_runtime: Mapping[str, str]
+    precisions: Mapping[str, int]
+    golden: Golden
+
+
+@dataclass(frozen=True)
+class WorkloadRecord:
+    """The workload's identity: its network's fingerprint, and each split's size and content."""
+
+    name: str
+    fingerprint: str
+    samples: Mapping[str, int]
+    digests: Mapping[str, str]
+    float_score: Mapping[str, float]
+    scored_by: str
+    notices: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that is known about a bundle; `figures` are of the test split.
+
+    `files` holds the SHA-256 of every other file; `tried` all candidates, on the validation
+    split.
+    """
+
+    edgebuild: str
+    created_at: str
+    seed: int
+    threads: int
+    target: Target
+    budget: Budget
+    workload: WorkloadRecord
+    recipe: Recipe
+    artifact: ArtifactRecord
+    parity: Parity
+    census: Census
+    figures: Mapping[str, Figure]
+    measurement: Measurement
+    verdict: Verdict
+    tried: tuple[Trial, ...]
+    versions: Mapping[str, str]
+    files: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder with an artifact, its proof and its loader."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.manifest.verdict
+
+
+_FORM = TypeAdapter(Manifest)
+
+
+def dump_manifest(manifest: Manifest) -> bytes:
+    return _FORM.dump_json(manifest, indent=1)
+
+
+def is_bundle(folder: Path) -> bool:
+    """Whether the folder is one that this module could have written."""
+    return (folder / FILE).is_file() and (folder / "run.py").is_file()
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Reads a bundle's manifest.
+
+    Raises:
+        InvalidBundle: no bundle, a damaged manifest, or one of another schema.
+    """
+    path = folder / FILE
+    try:
+        manifest = _FORM.validate_json(path.read_bytes())
+    except OSError as error:
+        raise InvalidBundle(
+            f"{folder} is no bundle: {FILE} cannot be read ({error.strerror}). "
+            "Give the folder that `edgebuild build -o` wrote"
+        ) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InvalidBundle(
+            f"{path} is damaged or from another version of edgebuild: {place}: {first['msg']}"
+        ) from None
+    if manifest.schema != SCHEMA:
+        raise InvalidBundle(f"{path} has schema {manifest.schema}; this edgebuild reads {SCHEMA}")
+    return Bundle(folder, manifest)

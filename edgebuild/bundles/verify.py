@@ -1,0 +1,65 @@
+"""Verifies a bundle: every file's hash, and the golden outputs in the runtime."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from edgebuild.bundles.manifest import FILE, Bundle
+from edgebuild.bundles.pack import file_digest
+from edgebuild.vocabulary.contracts import Device
+from edgebuild.vocabulary.errors import DeviceError, InvalidBundle
+from edgebuild.vocabulary.units import Seconds
+
+DEADLINE = Seconds(600.0)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found: how many files are intact, and how near the golden outputs were."""
+
+    files: int
+    relative_error: float
+    limit: float
+    runtime: str
+
+
+def verify(bundle: Bundle, device: Device) -> Verification:
+    """Compares hashes, then replays the golden inputs on the device.
+
+    Raises:
+        InvalidBundle: a missing, changed or added file, or other outputs.
+        DeviceError: the runtime is missing or cannot load the model.
+    """
+    _refuse_changed_files(bundle)
+    folder = device.push(bundle.path.absolute())
+    done = device.run(["python", f"{folder}/run.py", "check"], DEADLINE)
+    if done.returncode not in (0, 1):
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise DeviceError(f"{bundle.path}: run.py check failed on {device.name}: {reason}")
+    found = json.loads(done.stdout)
+    if not found["ok"]:
+        raise InvalidBundle(
+            f"{bundle.path}: the golden outputs differ by {found['relative_error']:.2g} on "
+            f"{device.name} ({found['runtime']}), where {found['limit']:g} is allowed"
+        )
+    return Verification(
+        len(bundle.manifest.files), found["relative_error"], found["limit"], found["runtime"]
+    )
+
+
+def _refuse_changed_files(bundle: Bundle) -> None:
+    known = bundle.manifest.files
+    for name, digest in known.items():
+        path = bundle.path / name
+        if not path.is_file():
+            raise InvalidBundle(f"{bundle.path}: {name} is missing: build it again")
+        if file_digest(path) != digest:
+            raise InvalidBundle(f"{bundle.path}: {name} was changed since it was built")
+    present = {
+        path.relative_to(bundle.path).as_posix()
+        for path in bundle.path.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    if added := sorted(present - set(known) - {FILE}):
+        raise InvalidBundle(f"{bundle.path}: {added[0]} is not part of the bundle")

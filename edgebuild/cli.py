@@ -1,0 +1,208 @@
+"""The command line: words into calls, results into text, errors into exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgebuild.vocabulary.errors import EdgebuildError
+from edgebuild.vocabulary.precision import Precision
+
+BREACHED = 3
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Builds a trained PyTorch model for a named device and proves that it fits.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Format(StrEnum):
+    ONNX = "onnx"
+    TFLITE = "tflite"
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Dist = Annotated[Path, typer.Argument(help="A bundle: the folder that `build -o` wrote.")]
+
+
+def main() -> None:
+    """Runs a command; every error that is not ours to fix is one line and an exit code."""
+    try:
+        app()
+    except EdgebuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@app.command()
+def targets(
+    name: Annotated[str | None, typer.Argument(help="A target, or the path of a .toml.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the devices to build for, or show one with the source of every fact."""
+    from edgebuild.inputs.target_file import load_target, target_names
+    from edgebuild.report import targets as report
+
+    found = [load_target(each) for each in ([name] if name else target_names())]
+    if as_json:
+        _print_json(report.as_json(found))
+    elif name:
+        report.show_one(found[0])
+    else:
+        report.show_all(found)
+
+
+@app.command()
+def build(
+    workload: Annotated[
+        str,
+        typer.Argument(help="file.py, file.py:function, package.module:function or an HF folder."),
+    ],
+    target: Annotated[str, typer.Option("-t", "--target", help="A name, or the path of a .toml.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Where to write the bundle.")
+    ] = None,
+    latency: Annotated[str | None, typer.Option(help="The p99 may take this: 22ms.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Peak over the runtime's own: 64MB.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Size of the model file: 5MB.")] = None,
+    power: Annotated[str | None, typer.Option(help="Above idle, at --rate: 3W.")] = None,
+    rate: Annotated[str | None, typer.Option(help="Inferences a second: 30/s.")] = None,
+    accuracy_drop: Annotated[
+        str | None, typer.Option(help="Points of score below the network's own: 1%.")
+    ] = None,
+    formats: Annotated[list[Format] | None, typer.Option("--format", help="Only these.")] = None,
+    precisions: Annotated[
+        list[Precision] | None, typer.Option("--precision", help="Only these.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 3 unless every line is met, by measurement.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build a bundle for a target: search, measure, judge, pack."""
+    import edgebuild
+    from edgebuild.inputs.target_file import load_target
+    from edgebuild.report import terminal
+    from edgebuild.vocabulary.target import Budget
+    from edgebuild.vocabulary.verdict import Status
+
+    wishes = {
+        "latency_p99": latency,
+        "memory": memory,
+        "storage": storage,
+        "power": power,
+        "rate": rate,
+        "accuracy_drop": accuracy_drop,
+    }
+    budget = Budget.parse(**{line: text for line, text in wishes.items() if text is not None})
+    profile = load_target(target)
+    console = terminal.stderr()
+    with terminal.Bars(console) as bars:
+        bundle = edgebuild.build(
+            workload,
+            profile,
+            budget,
+            out=out or Path("dist") / f"{_stem(workload)}-{profile.name}",
+            formats=[str(form) for form in formats or Format],
+            precisions=precisions or tuple(Precision),
+            progress=bars,
+        )
+    terminal.show_bundle(console, bundle)
+    if as_json:
+        _print_manifest(bundle)
+    status = bundle.verdict.status
+    if status is Status.BREACHED or (strict and status is not Status.MET):
+        sys.exit(BREACHED)
+
+
+@app.command()
+def bench(
+    dist: Dist,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Measure at least this long.")] = 10.0,
+    count: Annotated[int, typer.Option(min=1, help="And at least this many runs.")] = 1024,
+    threads: Annotated[int | None, typer.Option(min=1, help="As in the bundle unless set.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a bundle again in a fresh process: latency, memory, load time."""
+    from edgebuild import catalog
+    from edgebuild.bundles.bench import bench as run
+    from edgebuild.bundles.manifest import load_bundle
+    from edgebuild.report import terminal
+
+    bundle = load_bundle(dist)
+    with catalog.device("local") as device:
+        measurement = run(bundle, device, seconds, count, threads)
+    if as_json:
+        _print_json(_plain(measurement))
+    else:
+        terminal.show_measurement(terminal.stderr(), bundle, measurement)
+
+
+@app.command()
+def explain(dist: Dist, as_json: AsJson = False) -> None:
+    """Say what was tried, what was chosen, and why; each limit with its evidence."""
+    from edgebuild.bundles.manifest import load_bundle
+    from edgebuild.report import terminal
+
+    bundle = load_bundle(dist)
+    if as_json:
+        _print_manifest(bundle)
+        return
+    console = terminal.stderr()
+    terminal.show_trials(console, bundle.manifest)
+    terminal.show_fallbacks(console, bundle.manifest)
+    terminal.show_bundle(console, bundle)
+
+
+@app.command()
+def verify(dist: Dist, as_json: AsJson = False) -> None:
+    """Check every file's hash, and replay the golden inputs in the runtime."""
+    from edgebuild import catalog
+    from edgebuild.bundles.manifest import load_bundle
+    from edgebuild.bundles.verify import verify as check
+    from edgebuild.report import terminal
+
+    bundle = load_bundle(dist)
+    with catalog.device("local") as device:
+        found = check(bundle, device)
+    if as_json:
+        _print_json(_plain(found))
+    else:
+        terminal.show_verification(terminal.stderr(), bundle, found)
+
+
+def _stem(workload: str) -> str:
+    """A name for the bundle's folder, from the reference to its workload."""
+    return Path(workload.partition(":")[0]).stem.replace("_", "-") or "bundle"
+
+
+def _plain(value: Any) -> Any:
+    from dataclasses import asdict
+
+    return asdict(value)
+
+
+def _print_manifest(bundle: Any) -> None:
+    from edgebuild.bundles.manifest import dump_manifest
+
+    print(dump_manifest(bundle.manifest).decode())
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))

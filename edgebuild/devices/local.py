@@ -1,0 +1,57 @@
+"""This machine: every command is a process of its own."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from edgebuild.vocabulary.contracts import Completed
+from edgebuild.vocabulary.errors import DeviceError
+from edgebuild.vocabulary.units import Seconds
+
+
+class Local:
+    """Runs commands here; nothing is copied, because everything is here already."""
+
+    name = "host"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leaves nothing behind to clean up."""
+
+    def push(self, path: Path) -> str:
+        return str(path)
+
+    def run(self, command: Sequence[str], deadline: Seconds) -> Completed:
+        program, *arguments = command
+        program = sys.executable if program == "python" else program
+        try:
+            done = subprocess.run(
+                [program, *arguments],
+                capture_output=True,
+                text=True,
+                timeout=deadline,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise DeviceError(
+                f"{Path(program).name} did not end within {deadline:.0f} s on this machine"
+            ) from None
+        except OSError as error:
+            raise DeviceError(f"{program} cannot be started: {error.strerror}") from None
+        return Completed(done.returncode, done.stdout, done.stderr)
+
+    def pull(self, remote: str, path: Path) -> None:
+        shutil.copytree(remote, path, dirs_exist_ok=True)

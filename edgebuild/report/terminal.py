@@ -1,0 +1,191 @@
+"""Progress bars and tables in the terminal; everything goes to stderr, stdout is for --json."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import TimeElapsedColumn as Elapsed
+from rich.table import Table
+
+from edgebuild.bundles.manifest import Bundle, Manifest
+from edgebuild.bundles.verify import Verification
+from edgebuild.report import words
+from edgebuild.vocabulary.measurement import Evidence, Measurement
+from edgebuild.vocabulary.units import format_size, format_time
+from edgebuild.vocabulary.verdict import Status
+
+COLORS = {
+    Status.MET: "green",
+    Status.PREDICTED: "cyan",
+    Status.UNKNOWN: "yellow",
+    Status.BREACHED: "red",
+}
+TRIED = ("score", "storage", "latency_p50", "latency_p99", "memory", "integer_kernels")
+
+
+def stderr() -> Console:
+    """A console on a descriptor of its own, so that silencing a library does not silence it."""
+    return Console(file=os.fdopen(os.dup(2), "w"), highlight=False)
+
+
+class Bars:
+    """Progress as rich draws it: one bar a step, the finished ones stay."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description:<32}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            Elapsed(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=console,
+        )
+
+    def __enter__(self) -> Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    @contextmanager
+    def step(self, title: str, total: int | None = None) -> Iterator[Bar]:
+        task = self._bars.add_task(title, total=total or 1, note="")
+        yield Bar(self._bars, task)
+        done = self._bars.tasks[task].total
+        self._bars.update(task, completed=done, note="")
+
+    def say(self, text: str) -> None:
+        self._bars.console.print(text)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One step's bar."""
+
+    bars: Progress
+    task: TaskID
+
+    def advance(self, note: str = "") -> None:
+        self.bars.update(self.task, advance=1, note=note)
+
+
+def show_bundle(console: Console, bundle: Bundle) -> None:
+    """What was built, whether it fits and why: the closing table of a build."""
+    manifest = bundle.manifest
+    console.print()
+    console.print(_budget_table(manifest))
+    console.print(_chosen_table(manifest))
+    color = COLORS[manifest.verdict.status]
+    console.print(f"[bold {color}]{words.verdict(manifest)}[/]")
+    console.print(f"bundle  {bundle.path}")
+    console.print(f"report  {bundle.path / 'report.md'}")
+
+
+def show_trials(console: Console, manifest: Manifest) -> None:
+    """Everything that was tried, the chosen one marked."""
+    titles = {
+        "score": "score (validation)",
+        "storage": "storage",
+        "latency_p50": "p50 here",
+        "latency_p99": "p99",
+        "memory": "memory",
+        "integer_kernels": "integer kernels",
+    }
+    table = Table("", "format", "recipe", *(titles[name] for name in TRIED), "verdict")
+    for trial in sorted(manifest.tried, key=lambda trial: -trial.score):
+        mark = "→" if trial.recipe == manifest.recipe else ""
+        status = trial.verdict.status
+        verdict = "[dim]failed" if trial.failure else f"[{COLORS[status]}]{status}"
+        table.add_row(mark, *words.trial_row(trial, TRIED), verdict)
+    console.print(table)
+    for trial in manifest.tried:
+        if trial.failure:
+            console.print(f"[dim]{trial.recipe.format} {trial.recipe.name}: {trial.failure}")
+
+
+def show_fallbacks(console: Console, manifest: Manifest) -> None:
+    """The kernels that computed in float, grouped by reason."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for fallback in manifest.census.fallbacks:
+        grouped.setdefault((fallback.kernel, fallback.reason), []).extend(fallback.sites)
+    if not grouped:
+        return
+    table = Table("float kernel", "layers", "reason", title="What runs in float, and why")
+    for (kernel, reason), sites in grouped.items():
+        table.add_row(kernel, ", ".join(sites[:4]) + (" …" if len(sites) > 4 else ""), reason)
+    console.print(table)
+
+
+def _budget_table(manifest: Manifest) -> Table:
+    target = manifest.target
+    table = Table(title=f"{manifest.workload.name} on {target.name} ({target.title})")
+    for column in ("budget line", "limit", "value", "verdict", "evidence"):
+        table.add_column(column, overflow="fold")
+    for found in manifest.verdict.lines:
+        title, limit, shown, status, reason = words.line(found)
+        table.add_row(title, limit, shown, f"[{COLORS[found.status]}]{status}", reason)
+    return table
+
+
+def _chosen_table(manifest: Manifest) -> Table:
+    figures, artifact = manifest.figures, manifest.artifact
+    floats = manifest.workload.float_score
+    table = Table(title=f"chosen: {artifact.format}, {manifest.recipe.name}", show_header=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("layers", manifest.recipe.summary)
+    table.add_row(
+        "test score",
+        f"{figures['score'].value:.4f} (network in float: {floats['test']:.4f}, "
+        f"{manifest.workload.samples['test']} samples), {words.evidence(figures['score'])}",
+    )
+    for name in ("latency_p50", "host_latency_p99"):
+        title = name.removeprefix("host_").replace("_", " ")
+        table.add_row(title, latency(manifest.measurement, name))
+    table.add_row(
+        "kernels",
+        f"{words.value('integer_kernels', figures['integer_kernels'])} of the kernels and "
+        f"{words.value('integer_time', figures['integer_time'])} of the time on integers, "
+        f"by {artifact.runtime}'s profile",
+    )
+    table.add_row("against the network", f"{manifest.parity.signal_to_noise:.1f} dB SQNR")
+    return table
+
+
+def latency(measurement: Measurement, name: str) -> str:
+    """ "5.1 ms (5.0 ms to 5.2 ms, n = 1024, …), measured on …"."""
+    found = measurement.percentile(0.5 if name == "latency_p50" else 0.99)
+    bound = found.early_stopping
+    claim = f", early-stopping bound {format_time(bound)}" if bound is not None else ""
+    state = "" if measurement.is_conclusive else " INCONCLUSIVE: the halves disagree"
+    return (
+        f"{format_time(found.value)} ({format_time(found.low)} to {format_time(found.high)}, "
+        f"n = {len(measurement.latencies)}{claim}), {Evidence.MEASURED} on host, "
+        f"{measurement.threads} threads{state}"
+    )
+
+
+def show_measurement(console: Console, bundle: Bundle, measurement: Measurement) -> None:
+    """What `edgebuild bench` found."""
+    table = Table(title=f"{bundle.path} on {measurement.machine}", show_header=False)
+    table.add_row("runtime", measurement.runtime)
+    for name in ("latency_p50", "host_latency_p99"):
+        table.add_row(name.removeprefix("host_").replace("_", " "), latency(measurement, name))
+    table.add_row("peak memory", f"{format_size(measurement.peak_memory)} over the runtime's own")
+    table.add_row("of it anonymous", format_size(measurement.peak_anonymous))
+    table.add_row("load time", format_time(measurement.load))
+    console.print(table)
+
+
+def show_verification(console: Console, bundle: Bundle, found: Verification) -> None:
+    """What `edgebuild verify` found."""
+    console.print(
+        f"[green]{bundle.path} is intact[/]: {found.files} files by SHA-256; golden outputs "
+        f"within {found.relative_error:.2g} (limit {found.limit:g}) in {found.runtime}"
+    )

@@ -1,0 +1,50 @@
+"""Predicts a latency from the target's facts alone: a roofline for every operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgebuild.vocabulary.measurement import Evidence, Figure
+from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.program import Operator, Program, Site
+from edgebuild.vocabulary.recipe import Recipe
+from edgebuild.vocabulary.target import RuntimeFacts, Target
+
+# No kernel reaches the roofline. Published ncnn latencies of MobileNetV2 and ResNet-50 on
+# Raspberry Pi 4 and 5 are 0.9 to 6 times it (below 1 where Winograd saves multiplications).
+TYPICAL, LOW, HIGH = 2.0, 0.8, 6.0
+NOTE = "peak roofline × 2, not calibrated on the device"
+
+
+def predict_latency(
+    program: Program, recipe: Recipe, target: Target, runtime: RuntimeFacts
+) -> Figure:
+    """The latency of one inference on the target, in seconds, with the interval it may lie in.
+
+    The roofline model of Williams et al. (CACM 52, 2009), summed over operators: each takes as
+    long as its arithmetic at the peak rate or its memory traffic at the peak bandwidth.
+    """
+    precisions = recipe.precisions
+    bound = sum(_seconds(op, precisions, target, runtime) for op in program.operators)
+    return Figure(
+        value=bound * TYPICAL,
+        evidence=Evidence.PREDICTED,
+        where=target.name,
+        low=bound * LOW,
+        high=bound * HIGH,
+        note=NOTE,
+    )
+
+
+def _seconds(
+    operator: Operator,
+    precisions: Mapping[Site, Precision],
+    target: Target,
+    runtime: RuntimeFacts,
+) -> float:
+    precision = precisions.get(operator.site, Precision.FP32) if operator.site else Precision.FP32
+    rate = target.compute.int8 if precision.is_integer else target.compute.fp32
+    share = min(runtime.threads / target.compute.cores, 1.0)
+    activation_bytes = 1 if precision is Precision.INT8_STATIC else 4
+    traffic = operator.weights * precision.weight_bits / 8 + operator.activations * activation_bytes
+    return max(2 * operator.macs / (rate * share), traffic / target.memory.bandwidth)

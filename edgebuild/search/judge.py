@@ -1,0 +1,64 @@
+"""Judges figures against a budget, line by line, and picks the best candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+
+from edgebuild.vocabulary.measurement import Evidence, Figure
+from edgebuild.vocabulary.target import Budget, Target
+from edgebuild.vocabulary.trial import Trial
+from edgebuild.vocabulary.verdict import BudgetLine, Status, Verdict
+
+
+def judge(figures: Mapping[str, Figure], budget: Budget, target: Target) -> Verdict:
+    """Every stated budget line against its figure."""
+    return Verdict(tuple(_lines(figures, budget, target)))
+
+
+def _lines(figures: Mapping[str, Figure], budget: Budget, target: Target) -> Iterator[BudgetLine]:
+    for wish in fields(Budget):
+        limit = getattr(budget, wish.name)
+        # A rate is what the power line is stated at, no limit of its own.
+        if limit is None or wish.name == "rate":
+            continue
+        figure = figures.get(wish.name)
+        if figure is None:
+            reason = f"{target.name} has no facts to model it from, and no meter was read"
+            yield BudgetLine(wish.name, limit, None, Status.UNKNOWN, reason)
+        else:
+            status, reason = _status(wish.name, limit, figure)
+            yield BudgetLine(wish.name, limit, figure, status, reason)
+
+
+def _status(line: str, limit: float, figure: Figure) -> tuple[Status, str]:
+    low, high = figure.interval
+    if low > limit:
+        return Status.BREACHED, ""
+    if figure.evidence is Evidence.MEASURED:
+        if high <= limit:
+            return Status.MET, ""
+        return Status.UNKNOWN, figure.note or "the limit lies within the measurement's interval"
+    if line == "power":
+        return Status.UNKNOWN, "a modelled bound proves nothing below the limit: read a meter"
+    if high <= limit:
+        return Status.PREDICTED, figure.note
+    return Status.UNKNOWN, "the limit lies within the prediction's error: measure on the device"
+
+
+def choose(trials: Sequence[Trial]) -> Trial | None:
+    """The best score of those that breach no line; if all do, the nearest; None if all failed.
+
+    Equal scores go to the lower latency on the target, then to the smaller file.
+    """
+    candidates = [trial for trial in trials if not trial.failure]
+    if not candidates:
+        return None
+    return min(candidates, key=_rank)
+
+
+def _rank(trial: Trial) -> tuple[float, ...]:
+    figures = trial.figures
+    preference = (-trial.score, figures["latency_p99"].value, figures["storage"].value)
+    # No line breached is an overrun of 0, so those stand first and by their score alone.
+    return (trial.verdict.overrun, *preference)

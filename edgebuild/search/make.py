@@ -1,0 +1,124 @@
+"""Makes recipes into artifacts, and reads from the runtime which kernels they really run on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from edgebuild import catalog
+from edgebuild.cache import digest
+from edgebuild.search.case import Case
+from edgebuild.vocabulary.artifact import Arithmetic, Artifact, Census, Fallback, KernelRun
+from edgebuild.vocabulary.contracts import Progress
+from edgebuild.vocabulary.errors import EdgebuildError, FellBackToFloat
+from edgebuild.vocabulary.recipe import Candidate, Recipe
+from edgebuild.vocabulary.target import RuntimeFacts, Target
+from edgebuild.vocabulary.trial import Trial
+
+
+@dataclass(frozen=True)
+class Made:
+    """An artifact that runs on the kernels that its recipe asked for."""
+
+    recipe: Recipe
+    artifact: Artifact
+    census: Census
+
+
+def make(
+    case: Case, recipes: Sequence[Recipe], progress: Progress
+) -> tuple[list[Made], list[Trial]]:
+    """Exports every recipe; a recipe that cannot be made becomes a failed trial with its reason."""
+    made, failed = [], []
+    with progress.step("Exporting", total=len(recipes)) as step:
+        for recipe in recipes:
+            try:
+                made.append(_make(case, recipe))
+            except EdgebuildError as error:
+                failed.append(Trial(recipe, failure=f"{type(error).__name__}: {error}"))
+            step.advance(f"{recipe.format} {recipe.name}")
+    return made, failed
+
+
+def _make(case: Case, recipe: Recipe) -> Made:
+    artifact = _artifact(case, recipe)
+    census = _census(case, recipe, artifact)
+    _refuse_float_kernels(recipe, census, artifact.runtime)
+    return Made(recipe, artifact, census)
+
+
+def _artifact(case: Case, recipe: Recipe) -> Artifact:
+    exporter = catalog.exporter(recipe.format)
+    runtime = runtime_facts(case.target, exporter.runtime)
+    candidate = Candidate(recipe, case.program, case.calibration.folder, runtime)
+    form = TypeAdapter(Artifact)
+
+    def export(folder: Path) -> None:
+        artifact = exporter.export(candidate, folder)
+        (folder / "artifact.json").write_bytes(form.dump_json(artifact))
+
+    key = digest(
+        case.program.fingerprint, recipe.digest, case.calibration.digest, runtime.activations
+    )
+    folder = case.cache.entry("artifact", key, export)
+    artifact = form.validate_json((folder / "artifact.json").read_bytes())
+    return replace(artifact, path=folder / artifact.path.name)
+
+
+def _census(case: Case, recipe: Recipe, artifact: Artifact) -> Census:
+    runtime = catalog.runtime(artifact.runtime)
+    form = TypeAdapter(tuple[KernelRun, ...])
+
+    def take(folder: Path) -> None:
+        runs = tuple(runtime.kernels(artifact, case.calibration))
+        (folder / "kernels.json").write_bytes(form.dump_json(runs))
+
+    folder = case.cache.entry("census", digest(artifact.path.parent.name), take)
+    runs = form.validate_json((folder / "kernels.json").read_bytes())
+    return Census(runs, tuple(_fallbacks(recipe, runs)))
+
+
+def runtime_facts(target: Target, name: str) -> RuntimeFacts:
+    return next(runtime for runtime in target.runtimes if runtime.name == name)
+
+
+def _fallbacks(recipe: Recipe, runs: Sequence[KernelRun]) -> Iterator[Fallback]:
+    """The kernels that computed in float beside integer ones, with the reason for each."""
+    if not any(precision.is_integer for precision in recipe.precisions.values()):
+        return
+    reasons = {site.path: reason for site, reason in recipe.declined}
+    for run in runs:
+        if run.arithmetic is Arithmetic.FLOAT:
+            yield Fallback(run.kernel, run.sites, _reason(run, reasons))
+
+
+def _reason(run: KernelRun, reasons: Mapping[str, str]) -> str:
+    declined = [reasons[site] for site in run.sites if site in reasons]
+    if declined:
+        return declined[0]
+    return "chosen to stay float" if run.sites else "has no weights to quantize"
+
+
+def _refuse_float_kernels(recipe: Recipe, census: Census, runtime: str) -> None:
+    """Every layer that was asked to be integer must have run on an integer kernel.
+
+    Raises:
+        FellBackToFloat: it did not, by the runtime's own word.
+    """
+    wanted = {site.path for site, chosen in recipe.precisions.items() if chosen.is_integer}
+    ran = {run.arithmetic: set[str]() for run in census.runs}
+    for run in census.runs:
+        ran[run.arithmetic].update(run.sites)
+    # A layer may be several kernels, such as the gates of a recurrence: all must be integer.
+    integer = ran.get(Arithmetic.INTEGER, set()) - ran.get(Arithmetic.FLOAT, set())
+    missing = sorted(wanted - integer)
+    if missing:
+        kernels = {run.kernel for run in census.runs if set(run.sites) & set(missing)}
+        named = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" * (len(missing) > 5))
+        raise FellBackToFloat(
+            f"{recipe.format} {recipe.name}: asked for integer kernels, but {runtime} ran {named} "
+            f"on {', '.join(sorted(kernels)) or 'kernels that cannot be told apart'}"
+        )

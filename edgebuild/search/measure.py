@@ -1,0 +1,231 @@
+"""Measures artifacts in fresh processes of their runtime: outputs, latency, memory, load time."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from edgebuild import runner
+from edgebuild.cache import digest
+from edgebuild.samples import StoredSamples
+from edgebuild.search.case import Case, stored_outputs
+from edgebuild.search.estimate import predict_latency
+from edgebuild.search.judge import judge
+from edgebuild.search.make import Made, runtime_facts
+from edgebuild.search.score import parity
+from edgebuild.vocabulary.artifact import Artifact
+from edgebuild.vocabulary.contracts import Device, Progress
+from edgebuild.vocabulary.errors import DeviceError, EdgebuildError, ParityLost
+from edgebuild.vocabulary.measurement import Evidence, Figure, Measurement
+from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.trial import Trial
+from edgebuild.vocabulary.units import Seconds
+
+DEADLINE = Seconds(3600.0)
+# Outputs are computed side by side; latencies are measured alone.
+WORKERS = 2
+# A float artifact that is further from its network than this computes something else.
+FLOAT_LIMITS = {Precision.FP32: 1e-3, Precision.FP16: 5e-2}
+# Memory on another machine of the same runtime and file; its allocator rounds otherwise.
+MEMORY_ERROR = 0.2
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a latency is measured: at least `seconds` and at least `count` inferences."""
+
+    seconds: float
+    count: int
+
+
+# 64 inferences claim a p90, 662 a p99 (MLPerf Inference, early stopping at 99 %).
+SEARCHING = Effort(seconds=0.8, count=64)
+PROVING = Effort(seconds=5.0, count=1024)
+
+
+def measure(case: Case, made: Sequence[Made], device: Device, progress: Progress) -> list[Trial]:
+    """Tries every artifact on the validation split and the clock."""
+    with progress.step("Running on validation data", total=len(made)) as step:
+
+        def validated(one: Made) -> EdgebuildError | None:
+            try:
+                outputs_of(case, one.artifact, case.validation, device)
+            except EdgebuildError as error:
+                return error
+            finally:
+                step.advance(f"{one.recipe.format} {one.recipe.name}")
+            return None
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            errors = list(pool.map(validated, made))
+    trials = []
+    with progress.step("Measuring latency and memory", total=len(made)) as step:
+        for one, error in zip(made, errors, strict=True):
+            trials.append(_trial(case, one, device, error))
+            step.advance(f"{one.recipe.format} {one.recipe.name}")
+    return trials
+
+
+def _trial(case: Case, made: Made, device: Device, error: EdgebuildError | None) -> Trial:
+    try:
+        if error is not None:
+            raise error
+        outputs = outputs_of(case, made.artifact, case.validation, device)
+        found = parity(outputs, case.reference(case.validation))
+        _refuse_lost_parity(made, outputs, found.relative_error)
+        score = case.score(outputs, case.validation)
+        measurement = measurement_of(case, made.artifact, device, SEARCHING)
+    except (ParityLost, DeviceError) as problem:
+        return Trial(
+            made.recipe, census=made.census, failure=f"{type(problem).__name__}: {problem}"
+        )
+    figures = figures_of(case, made, measurement, score, case.float_score, device)
+    verdict = judge(figures, case.budget, case.target)
+    return Trial(made.recipe, figures, verdict, found, made.census)
+
+
+def _refuse_lost_parity(made: Made, outputs: Sequence[np.ndarray], error: float) -> None:
+    name = f"{made.recipe.format} {made.recipe.name}"
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise ParityLost(f"{name}: the outputs hold NaN or infinite values")
+    limit = max(FLOAT_LIMITS.get(p, np.inf) for p in made.recipe.precisions.values())
+    if error > limit:
+        raise ParityLost(
+            f"{name}: the outputs differ from the network's by {error:.2g} of their largest "
+            f"value, where rounding explains at most {limit:g}"
+        )
+
+
+def figures_of(
+    case: Case,
+    made: Made,
+    measurement: Measurement,
+    score: float,
+    float_score: float,
+    device: Device,
+) -> dict[str, Figure]:
+    """Every figure of one artifact, with its evidence, under the budget lines' names."""
+    here = f"{device.name} ({measurement.machine})"
+    p50, p99 = measurement.percentile(0.5), measurement.percentile(0.99)
+    note = "" if measurement.is_conclusive else "INCONCLUSIVE: the two halves of the run disagree"
+    is_target = case.target.is_this_machine
+    runtime = runtime_facts(case.target, made.artifact.runtime)
+    predicted = predict_latency(case.program, made.recipe, case.target, runtime)
+    host_p99 = Figure(p99.value, Evidence.MEASURED, here, p99.low, p99.high, note)
+    memory = float(measurement.peak_memory)
+    figures = {
+        "score": Figure(score, Evidence.MEASURED, here),
+        "latency_p50": Figure(p50.value, Evidence.MEASURED, here, p50.low, p50.high, note),
+        "latency_p99": host_p99 if is_target else predicted,
+        "host_latency_p99": host_p99,
+        "memory": Figure(memory, Evidence.MEASURED, here)
+        if is_target
+        else Figure(
+            memory,
+            Evidence.PREDICTED,
+            case.target.name,
+            memory * (1 - MEMORY_ERROR),
+            memory * (1 + MEMORY_ERROR),
+            "measured on host, same runtime and file",
+        ),
+        "load_time": Figure(measurement.load, Evidence.MEASURED, here),
+        "integer_kernels": Figure(made.census.integer_share_of_kernels, Evidence.MEASURED, here),
+        "integer_time": Figure(made.census.integer_share_of_time, Evidence.MEASURED, here),
+        # A file has the same size everywhere.
+        "storage": Figure(made.artifact.size, Evidence.MEASURED, "the file"),
+        "accuracy_drop": Figure(
+            float_score - score,
+            Evidence.MEASURED if is_target else Evidence.PREDICTED,
+            here,
+            note="" if is_target else "measured on host in the same runtime",
+        ),
+    }
+    power = _power(case, figures["latency_p99"])
+    return figures if power is None else {**figures, "power": power}
+
+
+def _power(case: Case, latency: Figure) -> Figure | None:
+    """Power above idle at the wished rate: (active - idle) x latency x rate, a modelled bound."""
+    facts, rate = case.target.power, case.budget.rate
+    if facts.idle is None or facts.active is None or rate is None:
+        return None
+    above = facts.active - facts.idle
+    low, high = (above * min(bound * rate, 1.0) for bound in latency.interval)
+    return Figure(
+        value=above * min(latency.value * rate, 1.0),
+        evidence=Evidence.PREDICTED,
+        where=case.target.name,
+        low=low,
+        high=high,
+        note="modelled bound: data-sheet power above idle × predicted busy time",
+    )
+
+
+def outputs_of(
+    case: Case, artifact: Artifact, samples: StoredSamples, device: Device
+) -> list[np.ndarray]:
+    """The artifact's outputs over a split, in its runtime on the device."""
+
+    def run(folder: Path) -> None:
+        with _spec(artifact, threads=1) as spec:
+            remote = f"{folder}/outputs"
+            _run(device, spec, "outputs", device.push(samples.folder), remote)
+            device.pull(remote, folder)
+
+    key = digest(artifact.path.parent.name, samples.digest, device.name, runner.machine())
+    return stored_outputs(case.cache.entry("outputs", key, run))
+
+
+def measurement_of(case: Case, artifact: Artifact, device: Device, effort: Effort) -> Measurement:
+    """Latency, memory and load time of the artifact in a fresh process on the device."""
+    threads = runtime_facts(case.target, artifact.runtime).threads
+    form = TypeAdapter(Measurement)
+
+    def run(folder: Path) -> None:
+        with _spec(artifact, threads) as spec:
+            options = ["--inputs", device.push(case.calibration.folder)]
+            options += ["--seconds", str(effort.seconds), "--count", str(effort.count)]
+            (folder / "measurement.json").write_text(_run(device, spec, "bench", *options))
+
+    key = digest(
+        artifact.path.parent.name,
+        *(case.calibration.digest, threads, effort.seconds, effort.count),
+        *(device.name, runner.machine()),
+    )
+    folder = case.cache.entry("measurement", key, run)
+    return form.validate_json((folder / "measurement.json").read_bytes())
+
+
+@contextmanager
+def _spec(artifact: Artifact, threads: int) -> Iterator[Path]:
+    """A manifest that says just what the runner needs to know."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "manifest.json"
+        record = {
+            "file": str(artifact.path),
+            "format": artifact.format,
+            "inputs": artifact.inputs,
+            "outputs": artifact.outputs,
+            "settings": dict(artifact.settings),
+            "minimum_runtime": dict(artifact.minimum_runtime),
+        }
+        path.write_text(json.dumps({"threads": threads, "artifact": record}))
+        yield path
+
+
+def _run(device: Device, spec: Path, command: str, *options: str) -> str:
+    script = device.push(Path(runner.__file__))
+    words = ["python", script, "--manifest", device.push(spec), command, *options]
+    done = device.run(words, DEADLINE)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise DeviceError(f"{command} on {device.name} failed: {reason}")
+    return done.stdout

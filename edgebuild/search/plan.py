@@ -1,0 +1,115 @@
+"""Plans recipes: one precision for all layers, and mixes that spare the most sensitive ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from edgebuild import catalog
+from edgebuild.search.case import Case
+from edgebuild.vocabulary.contracts import Exporter
+from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.program import Site
+from edgebuild.vocabulary.recipe import Choice, Recipe
+from edgebuild.vocabulary.target import RuntimeFacts
+
+# Which share of the layers a mixed recipe keeps in float.
+SPARED_SHARES = (0.02, 0.06, 0.12)
+MIXABLE = (Precision.INT8_STATIC, Precision.INT8_DYNAMIC)
+SPARED = "kept in float: among the {count} most sensitive layers"
+
+
+def plan(
+    case: Case,
+    sensitivity: Mapping[Site, float],
+    formats: Sequence[str],
+    precisions: Sequence[Precision],
+) -> list[Recipe]:
+    """The recipes to try, for every format whose runtime the target has; none twice."""
+    planned: dict[str, Recipe] = {}
+    for runtime in case.target.runtimes:
+        for name in formats:
+            exporter = catalog.exporter(name)
+            if exporter.runtime == runtime.name:
+                for recipe in _recipes(
+                    case.program.sites, exporter, runtime, sensitivity, precisions
+                ):
+                    planned.setdefault(recipe.digest, recipe)
+    return list(planned.values())
+
+
+def _recipes(
+    sites: Sequence[Site],
+    exporter: Exporter,
+    runtime: RuntimeFacts,
+    sensitivity: Mapping[Site, float],
+    precisions: Sequence[Precision],
+) -> Iterator[Recipe]:
+    for precision in precisions:
+        recipe = uniform(precision, sites, exporter, runtime)
+        reached = recipe.precisions.values()
+        if precision not in reached:
+            continue
+        yield recipe
+        if precision in MIXABLE and _is_mostly(precision, recipe):
+            yield from _mixed(recipe, sensitivity)
+
+
+def uniform(
+    precision: Precision, sites: Sequence[Site], exporter: Exporter, runtime: RuntimeFacts
+) -> Recipe:
+    """The precision wherever it has a kernel, and elsewhere the next best with the reason."""
+    chosen, declined = [], []
+    for site in sites:
+        reason = refusal(site, precision, exporter, runtime)
+        given = _next_best(site, precision, exporter, runtime) if reason else precision
+        chosen.append((site, Choice("quantize", given)))
+        if reason:
+            declined.append((site, f"{reason}: {given}"))
+    return Recipe(precision, exporter.format, tuple(chosen), tuple(declined))
+
+
+def refusal(site: Site, precision: Precision, exporter: Exporter, runtime: RuntimeFacts) -> str:
+    """Why a site cannot have a precision in this format on this target; empty where it can."""
+    if precision is Precision.FP32:
+        return ""
+    method = catalog.method("quantize")
+    return exporter.refusal(site.kind, precision) or method.refusal(
+        site, Choice("quantize", precision), runtime
+    )
+
+
+def _next_best(
+    site: Site, refused: Precision, exporter: Exporter, runtime: RuntimeFacts
+) -> Precision:
+    """The target's first preference; only four-bit recipes fall back to other integers."""
+    for precision in runtime.kernels.get(site.kind, ()):
+        if precision.is_integer and refused is not Precision.INT4_WEIGHTS:
+            continue
+        if precision is not refused and not refusal(site, precision, exporter, runtime):
+            return precision
+    return Precision.FP32
+
+
+def _is_mostly(precision: Precision, recipe: Recipe) -> bool:
+    chosen = list(recipe.precisions.values())
+    return chosen.count(precision) * 2 > len(chosen)
+
+
+def _mixed(recipe: Recipe, sensitivity: Mapping[Site, float]) -> Iterator[Recipe]:
+    """The recipe with its k most sensitive integer layers left in fp32, for a few k."""
+    integer = [site for site, precision in recipe.precisions.items() if precision.is_integer]
+    ranked = sorted(integer, key=lambda site: -sensitivity.get(site, 0.0))
+    counts = {max(1, round(share * len(integer))) for share in SPARED_SHARES}
+    for count in sorted(count for count in counts if count < len(integer)):
+        spared = set(ranked[:count])
+        chosen = tuple(
+            (site, Choice("quantize", Precision.FP32) if site in spared else choice)
+            for site, choice in recipe.chosen
+        )
+        reasons = [(site, SPARED.format(count=count)) for site in ranked[:count]]
+        yield Recipe(
+            name=f"{recipe.name}, {count} in float",
+            format=recipe.format,
+            chosen=chosen,
+            declined=(*recipe.declined, *reasons),
+        )

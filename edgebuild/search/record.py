@@ -1,0 +1,87 @@
+"""Records what was found as the manifest of a bundle."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from edgebuild.bundles.manifest import ArtifactRecord, Golden, Manifest, WorkloadRecord
+from edgebuild.bundles.pack import file_digest
+from edgebuild.cache import LIBRARIES
+from edgebuild.search.case import Case
+from edgebuild.search.make import Made, runtime_facts
+from edgebuild.search.prove import Proof
+from edgebuild.vocabulary.trial import Trial
+
+# Nothing is drawn at random yet; methods that draw will draw from this.
+SEED = 0
+
+
+def record(case: Case, proof: Proof, tried: Sequence[Trial]) -> Manifest:
+    """Everything that is known about the proven artifact, and about what was tried besides."""
+    made = proof.made
+    return Manifest(
+        edgebuild=importlib.metadata.version("edgebuild"),
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        seed=SEED,
+        threads=runtime_facts(case.target, made.artifact.runtime).threads,
+        target=case.target,
+        budget=case.budget,
+        workload=_workload(case, proof),
+        recipe=made.recipe,
+        artifact=_artifact(made, proof),
+        parity=proof.parity,
+        census=made.census,
+        figures=proof.figures,
+        measurement=proof.measurement,
+        verdict=proof.verdict,
+        # Their kernels are not repeated: the shares are among the figures.
+        tried=tuple(replace(trial, census=None) for trial in tried),
+        versions=_versions(),
+    )
+
+
+def _workload(case: Case, proof: Proof) -> WorkloadRecord:
+    splits = {
+        "calibration": case.calibration,
+        "validation": case.validation,
+        "test": case.test,
+    }
+    scored_by = case.workload.score
+    return WorkloadRecord(
+        name=case.workload.name,
+        fingerprint=case.program.fingerprint,
+        samples={name: split.count for name, split in splits.items()},
+        digests={name: split.digest for name, split in splits.items()},
+        float_score={"validation": case.float_score, "test": proof.float_score},
+        scored_by=getattr(scored_by, "__name__", str(scored_by))
+        if scored_by
+        else "agreement with the network",
+        notices=dict(case.workload.notices),
+    )
+
+
+def _artifact(made: Made, proof: Proof) -> ArtifactRecord:
+    artifact = made.artifact
+    return ArtifactRecord(
+        file=artifact.path.name,
+        sha256=file_digest(artifact.path),
+        size=artifact.size,
+        format=artifact.format,
+        runtime=artifact.runtime,
+        inputs=artifact.inputs,
+        outputs=artifact.outputs,
+        settings=dict(artifact.settings),
+        minimum_runtime=dict(artifact.minimum_runtime),
+        precisions=Counter(str(precision) for precision in made.recipe.precisions.values()),
+        golden=Golden(folder="golden", limit=proof.golden_limit),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {package: importlib.metadata.version(package) for package in LIBRARIES}
+    return {"python": platform.python_version(), "platform": platform.platform(), **found}

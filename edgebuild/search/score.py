@@ -1,0 +1,72 @@
+"""Compares outputs: how well an artifact agrees with its network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgebuild.vocabulary.trial import Parity
+
+Arrays = Sequence[np.ndarray]
+
+
+def agreement(outputs: Arrays, reference: Arrays) -> float:
+    """From 0 to 1: the score where the user gave none.
+
+    The share of equal top-1 classes for one (count, classes) output; otherwise one minus the
+    relative error, in the root mean square over everything.
+    """
+    if len(reference) == 1 and reference[0].ndim == 2 and reference[0].shape[1] > 1:
+        return float(np.mean(outputs[0].argmax(1) == reference[0].argmax(1)))
+    noise = sum(_energy(wanted - got) for wanted, got in _pairs(reference, outputs))
+    signal = sum(_energy(wanted) for wanted, _ in _pairs(reference, outputs))
+    return max(0.0, 1.0 - float(np.sqrt(noise / max(signal, 1e-30))))
+
+
+def parity(outputs: Arrays, reference: Arrays) -> Parity:
+    """How far an artifact's outputs are from its network's."""
+    pairs = _pairs(reference, outputs)
+    errors = [np.abs(wanted - got).max() for wanted, got in pairs]
+    scales = [max(np.abs(wanted).max(), 1e-12) for wanted, _ in pairs]
+    noise = sum(_energy(wanted - got) for wanted, got in pairs)
+    signal = sum(_energy(wanted) for wanted, _ in pairs)
+    return Parity(
+        samples=len(reference[0]),
+        max_error=float(max(errors)),
+        relative_error=float(max(e / s for e, s in zip(errors, scales, strict=True))),
+        signal_to_noise=float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30))),
+    )
+
+
+def divergence(outputs: Arrays, reference: Arrays) -> float:
+    """KL divergence of the outputs from the reference, in nats, mean over samples.
+
+    A (count, classes) output is taken for logits. Any other is taken for the mean of a Gaussian
+    whose variance is the reference's own, where KL is the squared error over twice the variance.
+    """
+    return float(sum(_divergence(got, wanted) for wanted, got in _pairs(reference, outputs)))
+
+
+def _divergence(got: np.ndarray, wanted: np.ndarray) -> float:
+    if wanted.ndim == 2 and wanted.shape[1] > 1:
+        log_p, log_q = _log_softmax(wanted), _log_softmax(got)
+        return float(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1)))
+    return float(np.mean((wanted - got) ** 2) / (2 * max(float(wanted.var()), 1e-12)))
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def _energy(values: np.ndarray) -> float:
+    return float(np.square(values).sum())
+
+
+def _pairs(reference: Arrays, outputs: Arrays) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [
+        (np.asarray(wanted, np.float64), np.asarray(got, np.float64))
+        for wanted, got in zip(reference, outputs, strict=True)
+    ]

@@ -1,0 +1,18 @@
+"""An example in a number format that numpy lacks."""
+
+import torch
+from torch import nn
+
+from edgebuild.vocabulary.workload import Workload
+
+
+def workload() -> Workload:
+    pairs = [(torch.ones(1, 4), 0)]
+    return Workload(
+        name="tiny",
+        network=nn.Linear(4, 2, dtype=torch.bfloat16).eval(),
+        example=(torch.ones(1, 4, dtype=torch.bfloat16),),
+        calibration=pairs,
+        validation=pairs,
+        test=pairs,
+    )

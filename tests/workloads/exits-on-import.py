@@ -1,0 +1,5 @@
+"""A script that ends Python."""
+
+import sys
+
+sys.exit(3)

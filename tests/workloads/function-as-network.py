@@ -1,0 +1,17 @@
+"""A function instead of a network."""
+
+import torch
+
+from edgebuild.vocabulary.workload import Workload
+
+
+def workload() -> Workload:
+    pairs = [(torch.ones(1, 4), 0)]
+    return Workload(
+        name="tiny",
+        network=torch.relu,
+        example=(torch.ones(1, 4),),
+        calibration=pairs,
+        validation=pairs,
+        test=pairs,
+    )

@@ -1,0 +1,20 @@
+"""Running statistics that overflowed."""
+
+import torch
+from torch import nn
+
+from edgebuild.vocabulary.workload import Workload
+
+
+def workload() -> Workload:
+    network = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)).eval()
+    network[1].running_var[0] = torch.inf
+    pairs = [(torch.ones(1, 4), 0)]
+    return Workload(
+        name="tiny",
+        network=network,
+        example=(torch.ones(1, 4),),
+        calibration=pairs,
+        validation=pairs,
+        test=pairs,
+    )

@@ -1,0 +1,3 @@
+"""The user presses Ctrl-C while the file is loaded."""
+
+raise KeyboardInterrupt

@@ -1,0 +1,3 @@
+"""Imports a package that is not installed."""
+
+import no_such_package.inner  # noqa: F401

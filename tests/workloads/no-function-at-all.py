@@ -1,0 +1,3 @@
+"""A file without any function."""
+
+SIZE = 4

@@ -1,0 +1,5 @@
+"""The function is misspelled."""
+
+
+def worload() -> None:
+    """Never called."""

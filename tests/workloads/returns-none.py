@@ -1,0 +1,5 @@
+"""A function that forgets to return."""
+
+
+def workload() -> None:
+    """Makes nothing."""

@@ -1,0 +1,19 @@
+"""A score by name."""
+
+import torch
+from torch import nn
+
+from edgebuild.vocabulary.workload import Workload
+
+
+def workload() -> Workload:
+    pairs = [(torch.ones(1, 4), 0)]
+    return Workload(
+        name="tiny",
+        network=nn.Linear(4, 2).eval(),
+        example=(torch.ones(1, 4),),
+        calibration=pairs,
+        validation=pairs,
+        test=pairs,
+        score="accuracy",
+    )

@@ -1,0 +1,3 @@
+"""A return outside of a function."""
+
+return 1  # noqa: F706

@@ -1,0 +1,3 @@
+"""A value where the function should be."""
+
+workload = 4
