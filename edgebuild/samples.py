@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ def _samples_of(split: Split, name: str) -> Iterator[Any]:
             raise InvalidWorkload(
                 f"the {name} split can be read only once: give a list or a Dataset, no generator"
             )
-        yield from split
+        yield from cast(Iterable[Any], split)
     elif hasattr(split, "__getitem__") and hasattr(split, "__len__"):
         yield from (split[index] for index in range(len(split)))
     else:

@@ -45,7 +45,7 @@ def _captured_operator(node: onnx.NodeProto) -> str:
     """The last of the scopes that torch's exporter notes on every node."""
     for entry in node.metadata_props:
         if entry.key == "pkg.torch.onnx.name_scopes":
-            return entry.value.strip("[]").split(",")[-1].strip(" '\"")
+            return str(entry.value).strip("[]").split(",")[-1].strip(" '\"")
     return ""
 
 

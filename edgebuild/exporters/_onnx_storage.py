@@ -68,4 +68,5 @@ def _store_narrow(
 
 
 def _initializer(model: onnx.ModelProto, name: str) -> TensorProto:
-    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    found: TensorProto = next(t for t in model.graph.initializer if t.name == name)
+    return found

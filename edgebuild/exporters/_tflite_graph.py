@@ -76,7 +76,7 @@ def flatten_biases(path: Path) -> None:
 
 
 def _operator_name(model: Any, operator: Any) -> str:
-    return _OPERATOR_NAMES[model.operatorCodes[operator.opcodeIndex].builtinCode]
+    return str(_OPERATOR_NAMES[model.operatorCodes[operator.opcodeIndex].builtinCode])
 
 
 @dataclass(frozen=True)

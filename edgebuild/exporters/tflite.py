@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from ai_edge_quantizer import quantizer
 from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
-from edgebuild.cache import Cache, default_root
+from edgebuild.cache import Cache, default_root, digest
 from edgebuild.exporters._quiet import quiet
+from edgebuild.exporters._refusal import refuse_without_kernel
 from edgebuild.exporters._tflite_graph import Graph, flatten_biases, node_names
 from edgebuild.exporters._tflite_recipe import add_rules
 from edgebuild.samples import StoredSamples
@@ -23,6 +26,10 @@ from edgebuild.vocabulary.recipe import Candidate
 
 CALIBRATION_SAMPLES = 64
 
+# Statistics of a tensor ("min", "max") by its name.
+Ranges = dict[str, dict[str, Any]]
+MISSING_OPERATOR = re.compile(r"Lowering not found: (\w+\.\w+)")
+
 NO_KERNEL: Mapping[tuple[LayerKind, Precision], str] = {
     (LayerKind.CONVOLUTION, Precision.INT4_WEIGHTS): "XNNPACK has no four-bit convolution",
     (LayerKind.DEPTHWISE, Precision.INT4_WEIGHTS): "XNNPACK has no four-bit convolution",
@@ -33,9 +40,12 @@ NO_KERNEL: Mapping[tuple[LayerKind, Precision], str] = {
     (LayerKind.EMBEDDING, Precision.INT8_DYNAMIC): "a look-up computes nothing",
     (LayerKind.EMBEDDING, Precision.INT4_WEIGHTS): "a look-up computes nothing",
 }
-# tflite-runtime 2.14 computes per-channel dynamic layers wrongly and says nothing; of the releases
-# that followed it, only this one was found right for all recipes.
-SINCE_DYNAMIC = {"ai-edge-litert": "2.3.0"}
+# Found by running thirteen small networks on releases 1.0.1 to 2.3.0, on x86. Of ai-edge-litert,
+# every release from 1.4.0 on is right for every precision; 1.1 to 1.3 compute fp16 convolutions as
+# NaN or noise, mostly without a word. tflite-runtime 2.14, the last of its name, is right for fp32,
+# fp16 and static layers, whose integers it rounds in other places; dynamic per-channel layers it
+# computes wrongly and says nothing.
+SINCE_DYNAMIC = {"ai-edge-litert": "1.4.0"}
 SINCE_STATIC = {"ai-edge-litert": "1.4.0", "tflite-runtime": "2.14.0"}
 
 
@@ -52,6 +62,7 @@ class Tflite:
         return NO_KERNEL.get((kind, precision), "")
 
     def export(self, candidate: Candidate, folder: Path) -> Artifact:
+        refuse_without_kernel(self, candidate.recipe.precisions)
         source = self._float_model(candidate.program)
         graph = Graph.read(source, candidate.program)
         wanted = {site.path: chosen for site, chosen in candidate.recipe.precisions.items()}
@@ -60,7 +71,7 @@ class Tflite:
             worker = quantizer.Quantizer(str(source))
             add_rules(worker, graph, candidate.recipe.precisions)
             if any(precision is not Precision.FP32 for precision in wanted.values()):
-                ranges = _ranges(worker, graph, candidate) if worker.need_calibration else None
+                ranges = self._ranges(candidate, source) if worker.need_calibration else None
                 worker.quantize(ranges).export_model(str(path))
             else:
                 path.write_bytes(source.read_bytes())
@@ -85,6 +96,22 @@ class Tflite:
 
         return self.cache.entry("tflite-float", program.fingerprint, make) / "float.tflite"
 
+    def _ranges(self, candidate: Candidate, source: Path) -> Ranges:
+        """The tensors' ranges over the calibration samples, found once for all recipes."""
+
+        def make(folder: Path) -> None:
+            found = _calibrated(candidate, source)
+            arrays = {f"{key} {name}": v for name, seen in found.items() for key, v in seen.items()}
+            np.savez(folder / "ranges.npz", **arrays)
+
+        key = digest(candidate.program.fingerprint, candidate.calibration.name)
+        ranges: Ranges = {}
+        with np.load(self.cache.entry("tflite-ranges", key, make) / "ranges.npz") as stored:
+            for label in stored.files:
+                key, _, name = label.partition(" ")
+                ranges.setdefault(name, {})[key] = stored[label]
+        return ranges
+
 
 def _convert(program: Program, path: Path) -> None:
     example, _ = program.exported.example_inputs
@@ -100,19 +127,27 @@ def _convert(program: Program, path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The line of the converter's message that names the operator."""
+    """Names the operator, or else quotes the line of the converter's message that does."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if "aten" in line or "lowering" in line.lower()]
+    missing = [operator for line in lines for operator in MISSING_OPERATOR.findall(line)]
+    if missing:
+        return f"no operator for {missing[0]}"
+    named = [line for line in lines if "aten" in line]
     return (named or lines or [type(error).__name__])[0]
 
 
-def _ranges(worker: Any, graph: Graph, candidate: Candidate) -> dict[str, dict[str, Any]]:
-    """Each tensor's range over the calibration samples.
+def _calibrated(candidate: Candidate, source: Path) -> Ranges:
+    """Each tensor's range over the calibration samples, of all tensors that could be integers.
 
     Samples go in one by one because the quantizer would average their ranges (5 % of the new to
     95 % of the old) and cut off whatever exceeds the first.
     """
-    ranges: dict[str, dict[str, Any]] = {}
+    graph = Graph.read(source, candidate.program)
+    worker = quantizer.Quantizer(str(source))
+    static = Precision.INT8_STATIC
+    quantizable = [s for s in candidate.program.sites if not NO_KERNEL.get((s.kind, static))]
+    add_rules(worker, graph, dict.fromkeys(quantizable, static))
+    ranges: Ranges = {}
     for row in StoredSamples.open(candidate.calibration).rows(CALIBRATION_SAMPLES):
         sample = graph.named_inputs(row)
         for tensor, seen in worker.calibrate({graph.signature: [sample]}, num_threads=1).items():

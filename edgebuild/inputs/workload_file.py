@@ -123,7 +123,8 @@ def _require_python_file(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise InvalidWorkload(f"there is no file {path}: the folder {path.parent} does not exist")
-    nearest = did_you_mean(path.name, (file.name for file in path.parent.glob("*.py")))
+    wanted = path.name if path.suffix == ".py" else f"{path.name}.py"
+    nearest = did_you_mean(wanted, (file.name for file in path.parent.glob("*.py")))
     raise InvalidWorkload(f"there is no file {path}.{nearest or f' Else {WAYS}.'}")
 
 
@@ -193,7 +194,7 @@ def _call(module: ModuleType, name: str, where: str, is_users: Callable[[str], b
 
 def _function(module: ModuleType, name: str, where: str) -> Callable[[], Any]:
     known = [key for key, value in vars(module).items() if inspect.isroutine(value)]
-    if name not in vars(module) and not hasattr(module, name):
+    if not hasattr(module, name):
         write = f" Write `def {name}() -> Workload:`." if name == FUNCTION else ""
         raise InvalidWorkload(
             f"{where} has no function {name!r}.{did_you_mean(name, known) or write}"
@@ -263,13 +264,15 @@ def _missing_module(error: ModuleNotFoundError, place: str) -> EdgebuildError:
     nearest = did_you_mean(package, _neighbors())
     return MissingPackage(
         f"{place}: needs the package {package!r}, which is not installed."
-        f"{nearest or f' Install it, for example with: pip install {package}'}"
+        f"{f'{nearest} Else install' if nearest else ' Install'} it, for example with: "
+        f"pip install {package}"
     )
 
 
 def _neighbors() -> Iterable[str]:
     """The modules beside the user's file, whose folder comes first while it is loaded."""
-    return [file.stem for file in Path(sys.path[0]).glob("*.py")]
+    stems = (file.stem for file in Path(sys.path[0]).glob("*.py"))
+    return [stem for stem in stems if stem.isidentifier()]
 
 
 def _told(error: BaseException) -> str:

@@ -147,7 +147,8 @@ def _chosen_table(manifest: Manifest) -> Table:
     )
     for name in ("latency_p50", "host_latency_p99"):
         title = name.removeprefix("host_").replace("_", " ")
-        table.add_row(title, latency(manifest.measurement, name))
+        caveat = figures[name].note if manifest.measurement.is_conclusive else ""
+        table.add_row(title, latency(manifest.measurement, name) + (caveat and f"; {caveat}"))
     table.add_row(
         "kernels",
         f"{words.value('integer_kernels', figures['integer_kernels'])} of the kernels and "

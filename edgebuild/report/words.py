@@ -33,12 +33,16 @@ TITLES: Mapping[str, str] = {
 
 def value(name: str, figure: Figure) -> str:
     """ "4.3 ms", or "~4.3 ms (1.7 ms to 13 ms)" for an estimate."""
-    form = FORMATS.get(name, lambda number: f"{number:.4f}")
+    form = FORMATS.get(name, _format_score)
     if figure.evidence is not Evidence.PREDICTED:
         return form(figure.value)
     if figure.low is None or figure.high is None:
         return form(figure.value)
     return f"~{form(figure.value)} ({form(figure.low)} to {form(figure.high)})"
+
+
+def _format_score(score: float) -> str:
+    return f"{score:.4f}"
 
 
 def evidence(figure: Figure) -> str:

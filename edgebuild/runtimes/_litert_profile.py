@@ -342,7 +342,7 @@ _PROTOTYPES: dict[str, list[Any]] = {
 
 def _main(model: str, folder: str) -> None:
     """Prints [[name, delegated, seconds], ...] for the first sample of a folder."""
-    inputs = []
+    inputs: list[Array] = []
     while (file := Path(folder) / f"input-{len(inputs)}.npy").exists():
         first = np.array(np.load(file, mmap_mode="r")[:1])
         # The format has no int64 inputs; indices fit into the 32 bits that it has.

@@ -49,7 +49,7 @@ class Case:
 
     @staticmethod
     def _flat(module: torch.nn.Module, row: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-        outputs = module(*(torch.from_numpy(array) for array in row))
+        outputs = module(*map(torch.tensor, row))
         return [tensor.numpy() for tensor in torch.utils._pytree.tree_leaves(outputs)]
 
     def score(self, outputs: list[np.ndarray], samples: StoredSamples) -> float:

@@ -13,7 +13,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from edgebuild.cache import digest
-from edgebuild.capture import RECURRENT, WEIGHTED
+from edgebuild.capture import RECURRENT, WEIGHTED, operator_name
 from edgebuild.search.case import Case
 from edgebuild.search.score import divergence
 from edgebuild.vocabulary.contracts import Progress
@@ -45,9 +45,7 @@ def survey(case: Case, progress: Progress) -> Mapping[Site, float]:
 
 def _survey(case: Case, progress: Progress) -> Mapping[Site, float]:
     module = case.program.exported.module(check_guards=False)
-    rows = [
-        tuple(torch.from_numpy(array) for array in row) for row in case.calibration.rows(SAMPLES)
-    ]
+    rows = [tuple(map(torch.tensor, row)) for row in case.calibration.rows(SAMPLES)]
     losses: dict[Site, list[float]] = {site: [] for site in case.program.sites}
     with torch.no_grad(), progress.step("Surveying the layers", total=len(rows)) as step:
         ranges = _input_ranges(module, rows)
@@ -85,15 +83,11 @@ def _input_ranges(
 
 def _input_of(node: fx.Node) -> fx.Node | None:
     """The node whose float values a layer multiplies with its weights."""
-    name = _name(node)
+    name = operator_name(node)
     if name not in WEIGHTED or WEIGHTED[name][0] is LayerKind.EMBEDDING:
         return None
     source = node.args[1 if name == "addmm" else 0]
     return source if isinstance(source, fx.Node) else None
-
-
-def _name(node: fx.Node) -> str:
-    return str(getattr(node.target, "__name__", node.target)).split(".")[0]
 
 
 class _Recorder(fx.Interpreter):
@@ -101,6 +95,7 @@ class _Recorder(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module, garbage_collect_values=False)
+        self._nodes = list(module.graph.nodes)
         self.values: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -110,7 +105,7 @@ class _Recorder(fx.Interpreter):
     def before(self, name: str) -> dict[fx.Node, Any]:
         """The values of all nodes ahead of the named one: what need not run again."""
         ahead: dict[fx.Node, Any] = {}
-        for node in self.module.graph.nodes:  # type: ignore[union-attr]
+        for node in self._nodes:
             if node.name == name:
                 break
             ahead[node] = self.values[node]
@@ -134,10 +129,10 @@ class _Disturbed(fx.Interpreter):
         if n.name not in self._nodes:
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        return self.call_function(n.target, self._quantized(n, args), kwargs)  # type: ignore[arg-type]
+        return self.call_function(n.target, self._quantized(n, args), kwargs)
 
     def _quantized(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        name = _name(node)
+        name = operator_name(node)
         if name in RECURRENT:
             weights = {3} if isinstance(args[3], list) else {2}
             return tuple(

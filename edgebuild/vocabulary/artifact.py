@@ -22,6 +22,7 @@ class Artifact:
         outputs: names of the outputs, in the network's order.
         settings: what the runtime must be told to run it as proven, key by key.
         minimum_runtime: the oldest releases that compute it rightly, by package.
+        caveat: what a time measured on another machine than the target must be read with.
         weights: the site of each stored weight, by its name in the file, in order of execution.
     """
 
@@ -32,6 +33,7 @@ class Artifact:
     outputs: tuple[str, ...]
     settings: Mapping[str, str] = field(default_factory=dict)
     minimum_runtime: Mapping[str, str] = field(default_factory=dict)
+    caveat: str = ""
     weights: Mapping[str, str] = field(default_factory=dict)
 
     @property

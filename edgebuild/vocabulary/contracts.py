@@ -113,7 +113,8 @@ class Runtime(Protocol):
 class Samples(Protocol):
     """Stored samples: one row after the other, each input with batch 1."""
 
-    folder: Path
+    @property
+    def folder(self) -> Path: ...
 
     def rows(self, limit: int | None = None) -> Iterator[tuple[np.ndarray, ...]]: ...
 

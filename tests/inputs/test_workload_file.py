@@ -152,7 +152,10 @@ def test_a_file_that_cannot_be_loaded_is_refused(name: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("needs-missing-package", "needs the package 'no_such_package', which is not installed"),
+        (
+            "needs-missing-package",
+            "which is not installed. Install it, for example with: pip install no_such_package",
+        ),
         ("needs-missing-package-with-hint", "needs x; install it: pip install 'x[all]'"),
         ("misspelled-sibling", "Did you mean 'sibling_of_valid'?"),
     ],
@@ -174,7 +177,7 @@ def test_our_own_errors_pass_through_the_users_file(tmp_path: Path) -> None:
         "from edgebuild.vocabulary.errors import InvalidTarget\n"
         "def workload():\n    raise InvalidTarget('as it was')\n"
     )
-    with pytest.raises(InvalidTarget, match="^as it was$"):
+    with pytest.raises(InvalidTarget, match=r"^as it was$"):
         load_workload(str(file))
 
 
@@ -326,6 +329,8 @@ def test_every_network_of_the_zoo_passes(name: str) -> None:
 
 class Masked(nn.Module):
     """Attention that must not look ahead, and a row of flags."""
+
+    mask: torch.Tensor
 
     def __init__(self, mask: torch.Tensor) -> None:
         super().__init__()

@@ -1,0 +1,80 @@
+"""The census of onnxruntime tells integer kernels from float ones, whatever was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from pathlib import Path
+
+import pytest
+
+from conftest import Workshop, uniform
+from edgebuild import catalog
+from edgebuild.runtimes.onnxruntime import _arithmetic, _Event, _sites
+from edgebuild.vocabulary.artifact import Arithmetic
+from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.target import Activations
+
+KERNELS = [
+    ("QLinearConv", True, Arithmetic.INTEGER),
+    ("QGemm", True, Arithmetic.INTEGER),
+    ("MatMulNBits", False, Arithmetic.INTEGER),
+    ("DynamicQuantizeMatMul", False, Arithmetic.INTEGER),
+    ("MatMulIntegerToFloat", True, Arithmetic.INTEGER),
+    ("MaxPool", True, Arithmetic.INTEGER),
+    ("Reshape", True, Arithmetic.INTEGER),
+    ("QuantizeLinear", False, Arithmetic.CONVERSION),
+    ("DequantizeLinear", True, Arithmetic.CONVERSION),
+    ("DynamicQuantizeLinear", False, Arithmetic.CONVERSION),
+    ("Conv", False, Arithmetic.FLOAT),
+    ("FusedConv", False, Arithmetic.FLOAT),
+    ("Gemm", False, Arithmetic.FLOAT),
+    ("LayerNormalization", False, Arithmetic.FLOAT),
+]
+
+
+@pytest.mark.parametrize(("kernel", "reads_integers", "expected"), KERNELS)
+def test_a_kernel_is_classed_by_its_name_and_its_first_input(
+    kernel: str, reads_integers: bool, expected: Arithmetic
+) -> None:
+    assert _arithmetic(_Event(kernel, reads_integers, [0.0])) is expected
+
+
+def test_a_weight_is_found_under_the_name_that_the_runtime_gave_it() -> None:
+    weights = {"conv.weight": "conv", "conv.weight_1": "other"}
+    assert list(_sites(["x", "conv.weight_quantized_scale", "conv.weight"], weights)) == [
+        "conv",
+        "conv",
+    ][:1] + ["conv"][1:]
+    assert list(_sites(["conv.weight_1_nchwc"], weights)) == ["other"]
+    assert list(_sites(["x", "conv"], weights)) == []
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="ARM fuses signed layers by itself")
+@pytest.mark.parametrize("name", ["residual-cnn", "mobilenet-v2"])
+def test_signed_layers_without_the_session_setting_are_seen_to_run_in_float(
+    workshop: Workshop, name: str, tmp_path: Path
+) -> None:
+    recipe = uniform(workshop.subject(name).program, "onnx", Precision.INT8_STATIC)
+    artifact = workshop.export(name, recipe, tmp_path, Activations.INT8)
+    held_out = workshop.subject(name).held_out
+    runtime = catalog.runtime("onnxruntime")
+
+    as_told = list(runtime.kernels(artifact, held_out))
+    assert not [run.sites for run in as_told if run.arithmetic is Arithmetic.FLOAT and run.sites]
+
+    untold = dataclasses.replace(artifact, settings={})
+    fallen = [
+        run
+        for run in runtime.kernels(untold, held_out)
+        if run.sites and run.arithmetic is Arithmetic.FLOAT
+    ]
+    assert fallen
+    assert all("Conv" in run.kernel or "Gemm" in run.kernel for run in fallen)
+
+
+def test_the_census_times_every_kernel(workshop: Workshop) -> None:
+    artifact = workshop.artifact("residual-cnn", "onnx", Precision.FP32)
+    runs = workshop.kernels_of("residual-cnn", artifact)
+    assert all(run.seconds >= 0 for run in runs)
+    assert sum(run.seconds for run in runs) > 0
