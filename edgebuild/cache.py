@@ -103,6 +103,15 @@ def _publish(scratch: Path, final: Path) -> None:
 def _sweep(parent: Path) -> None:
     """Removes what processes that no longer live have left half-made."""
     for part in parent.glob(".part-*"):
-        owner = int(part.name.split("-")[1])
-        if not Path(f"/proc/{owner}").exists():
+        if not _lives(int(part.name.split("-")[1])):
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

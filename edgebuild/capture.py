@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -58,24 +58,35 @@ def capture(network: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> Prog
             warnings.simplefilter("ignore")
             exported = torch.export.export(network, inputs)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        lines = str(error).strip().splitlines() or ["no reason given"]
         raise NotExportable(
-            f"torch.export cannot capture the network: {type(error).__name__}: {reason}"
+            f"torch.export cannot capture the network: {type(error).__name__}: {lines[0]}"
         ) from error
     parameters = {
         spec.arg.name: spec.target
         for spec in exported.graph_signature.input_specs
         if spec.target is not None
     }
-    operators, nodes = [], {}  # type: list[Operator], dict[Site, tuple[str, ...]]
+    weights = _sites_by_weight(exported.graph, parameters)
+    nodes: dict[Site, tuple[str, ...]] = {}
     for node in exported.graph.nodes:
-        if node.op != "call_function" or operator_name(node) in VIEWS:
-            continue
-        site = _site_of(node, parameters)
+        site = _site_of(node, parameters, weights)
         if site is not None:
             nodes[site] = (*nodes.get(site, ()), node.name)
-        operators.append(_operator(node, site, parameters))
-    return Program(exported, _fingerprint(exported), tuple(nodes), nodes, tuple(operators))
+    operators = tuple(
+        _operator(node, _site_of(node, parameters, weights), parameters)
+        for graph in _graphs(exported)
+        for node in graph.nodes
+        if node.op == "call_function" and operator_name(node) not in VIEWS
+    )
+    return Program(exported, _fingerprint(exported), tuple(nodes), weights, nodes, operators)
+
+
+def _graphs(exported: ExportedProgram) -> Iterator[fx.Graph]:
+    """The network's graph, and those of blocks inside it such as `with torch.autocast(...)`."""
+    for module in exported.graph_module.modules():
+        if isinstance(module, fx.GraphModule):
+            yield module.graph
 
 
 def operator_name(node: fx.Node) -> str:
@@ -83,21 +94,44 @@ def operator_name(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target)).split(".")[0]
 
 
-def _site_of(node: fx.Node, parameters: Mapping[str, str]) -> Site | None:
+def _sites_by_weight(graph: fx.Graph, parameters: Mapping[str, str]) -> dict[str, Site]:
+    """Every weight's site: its name without the word "weight", unless another weight has that."""
+    found: dict[str, Site] = {}
+    paths: set[str] = set()
+    for node in graph.nodes:
+        kind, weight = _weight_of(node, parameters)
+        if kind is None or weight is None or weight in found:
+            continue
+        short = weight.removesuffix("weight").rstrip("._")
+        path = short if short and short not in paths else weight
+        paths.add(path)
+        found[weight] = Site(path, kind)
+    return found
+
+
+def _site_of(
+    node: fx.Node, parameters: Mapping[str, str], weights: Mapping[str, Site]
+) -> Site | None:
+    _, weight = _weight_of(node, parameters)
+    return weights.get(weight) if weight is not None else None
+
+
+def _weight_of(node: fx.Node, parameters: Mapping[str, str]) -> tuple[LayerKind | None, str | None]:
+    """The kind of layer that an operator is, and the name of its weight; None where it has none."""
+    if node.op != "call_function":
+        return None, None
     name = operator_name(node)
     if name in RECURRENT:
-        weights = [_parameter(leaf, parameters) for leaf in pytree.tree_leaves(node.args)]
-        owned = [weight for weight in weights if weight]
-        return Site(owned[0].rpartition(".")[0] or owned[0], LayerKind.RECURRENT) if owned else None
+        owned = [_parameter(leaf, parameters) for leaf in pytree.tree_leaves(node.args)]
+        weights = [weight for weight in owned if weight and ".weight_" in f".{weight}"]
+        # The weights of all gates and directions are one layer, called like its module.
+        return LayerKind.RECURRENT, weights[0].rpartition(".")[0] or weights[0] if weights else None
     if name not in WEIGHTED:
-        return None
+        return None, None
     kind, position = WEIGHTED[name]
-    weight = _parameter(node.args[position], parameters)
-    if weight is None:
-        return None
     if kind is LayerKind.CONVOLUTION and _is_depthwise(node):
         kind = LayerKind.DEPTHWISE
-    return Site(weight.removesuffix("weight").rstrip("._") or weight, kind)
+    return kind, _parameter(node.args[position], parameters)
 
 
 def _parameter(argument: Any, parameters: Mapping[str, str]) -> str | None:
@@ -110,10 +144,13 @@ def _parameter(argument: Any, parameters: Mapping[str, str]) -> str | None:
 
 
 def _is_depthwise(node: fx.Node) -> bool:
-    weight = node.args[1]
+    """Whether every channel is filtered on its own; one input channel is an ordinary layer."""
+    source, weight = node.args[:2]
+    assert isinstance(source, fx.Node)
     assert isinstance(weight, fx.Node)
-    shape = weight.meta["val"].shape
-    return int(shape[1]) == 1 and int(shape[0]) > 1
+    channel_axis = 1 - weight.meta["val"].ndim
+    channels = int(source.meta["val"].shape[channel_axis])
+    return channels > 1 and int(weight.meta["val"].shape[1]) == 1
 
 
 def _operator(node: fx.Node, site: Site | None, parameters: Mapping[str, str]) -> Operator:
@@ -161,11 +198,13 @@ def _macs(node: fx.Node, weights: int) -> int:
 
 
 def _fingerprint(exported: ExportedProgram) -> str:
-    name = hashlib.sha256(str(exported.graph).encode())
-    for node in exported.graph.nodes:
-        for value in pytree.tree_leaves(node.meta.get("val")):
-            if isinstance(value, torch.Tensor):
-                name.update(f"{node.name} {tuple(value.shape)} {value.dtype}".encode())
+    name = hashlib.sha256(str(exported.call_spec).encode())
+    for graph in _graphs(exported):
+        name.update(str(graph).encode())
+        for node in graph.nodes:
+            for value in pytree.tree_leaves(node.meta.get("val")):
+                if isinstance(value, torch.Tensor):
+                    name.update(f"{node.name} {tuple(value.shape)} {value.dtype}".encode())
     tensors = {**exported.state_dict, **exported.constants}
     for key in sorted(tensors):
         value = tensors[key]

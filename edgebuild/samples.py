@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from edgebuild.cache import Cache
-from edgebuild.vocabulary.errors import InvalidWorkload
+from edgebuild.vocabulary.errors import EdgebuildError, InvalidWorkload
 from edgebuild.vocabulary.workload import Split
 
 
@@ -47,7 +48,7 @@ class StoredSamples:
     def rows(self, limit: int | None = None) -> Iterator[tuple[np.ndarray, ...]]:
         """One sample after the other, each input with batch 1."""
         inputs = self.inputs()
-        for row in range(min(self.count, limit or self.count)):
+        for row in range(self.count if limit is None else min(self.count, limit)):
             yield tuple(np.ascontiguousarray(array[row : row + 1]) for array in inputs)
 
 
@@ -59,12 +60,12 @@ def store_split(
     Raises:
         InvalidWorkload: an empty split, or a sample that is not shaped like the example.
     """
-    with cache.adopt("samples") as (scratch, publish):
-        files = [scratch / f"input-{index}.npy" for index in range(len(example))]
-        writers = [_ArrayWriter(file) for file in files]
-        label_writer = _ArrayWriter(scratch / "labels.npy")
+    with cache.adopt("samples") as (scratch, publish), ExitStack() as files:
+        paths = [scratch / f"input-{index}.npy" for index in range(len(example))]
+        writers = [_ArrayWriter(path, files) for path in paths]
+        label_writer = _ArrayWriter(scratch / "labels.npy", files)
         count = 0
-        for number, sample in enumerate(_samples_of(split, name)):
+        for number, sample in enumerate(_guarded(_samples_of(split, name), name)):
             inputs, label = _checked(sample, example, f"{name} sample {number}")
             for writer, array in zip(writers, inputs, strict=True):
                 writer.append(array)
@@ -83,6 +84,24 @@ def store_split(
         return StoredSamples(publish(key), key, count)
 
 
+def _guarded(samples: Iterator[Any], name: str) -> Iterator[Any]:
+    """Whatever the user's own Dataset raises is named by its sample, and no bug of ours."""
+    number = 0
+    while True:
+        try:
+            sample = next(samples)
+        except StopIteration:
+            return
+        except EdgebuildError:
+            raise
+        except Exception as error:
+            raise InvalidWorkload(
+                f"{name} sample {number} cannot be read: {type(error).__name__}: {error}"
+            ) from error
+        yield sample
+        number += 1
+
+
 def _samples_of(split: Split, name: str) -> Iterator[Any]:
     if hasattr(split, "__iter__"):
         if iter(split) is split:
@@ -94,7 +113,7 @@ def _samples_of(split: Split, name: str) -> Iterator[Any]:
         yield from (split[index] for index in range(len(split)))
     else:
         raise InvalidWorkload(
-            f"the {name} split is a {type(split).__name__}: "
+            f"the {name} split is of type {type(split).__name__}: "
             "give a list or a Dataset of (inputs, label)"
         )
 
@@ -103,7 +122,9 @@ def _checked(
     sample: Any, example: tuple[torch.Tensor, ...], where: str
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
     if not isinstance(sample, tuple | list) or len(sample) != 2:
-        raise InvalidWorkload(f"{where} is a {type(sample).__name__}: give a pair (inputs, label)")
+        raise InvalidWorkload(
+            f"{where} is of type {type(sample).__name__}: give a pair (inputs, label)"
+        )
     inputs, label = sample
     tensors = inputs if isinstance(inputs, tuple | list) else (inputs,)
     if len(tensors) != len(example):
@@ -121,9 +142,9 @@ def _checked(
 
 
 def _checked_input(tensor: Any, like: torch.Tensor, where: str) -> np.ndarray:
-    array = tensor.detach().cpu().numpy() if isinstance(tensor, torch.Tensor) else tensor
+    array = _as_array(tensor, where) if isinstance(tensor, torch.Tensor) else tensor
     if not isinstance(array, np.ndarray):
-        raise InvalidWorkload(f"{where} is a {type(tensor).__name__}: give a tensor")
+        raise InvalidWorkload(f"{where} is of type {type(tensor).__name__}: give a tensor")
     wanted = like.detach().cpu().numpy()
     if array.ndim != wanted.ndim or array.shape[1:] != wanted.shape[1:]:
         raise InvalidWorkload(
@@ -138,22 +159,34 @@ def _checked_input(tensor: Any, like: torch.Tensor, where: str) -> np.ndarray:
 
 
 def _checked_label(label: Any, batch: int, where: str) -> np.ndarray:
-    array = np.asarray(label.detach().cpu() if isinstance(label, torch.Tensor) else label)
-    array = np.atleast_1d(array)
+    array = np.atleast_1d(_as_array(label, f"{where}, label"))
     if len(array) != batch:
         raise InvalidWorkload(f"{where} has {len(array)} labels for {batch} inputs")
+    return array
+
+
+def _as_array(value: Any, where: str) -> np.ndarray:
+    """A plain array of numbers or texts; anything else could not be read back."""
+    try:
+        tensor = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        array = np.asarray(tensor)
+    except (TypeError, ValueError) as error:
+        raise InvalidWorkload(f"{where} cannot become an array: {error}") from None
+    if array.dtype.kind in "OV":
+        raise InvalidWorkload(f"{where} holds {array.dtype} values: give numbers")
     return array
 
 
 class _ArrayWriter:
     """Appends batches to an .npy file of unknown length, in constant memory."""
 
-    HEADER = 128
+    # Room for any description of a plain dtype; the format pads headers with spaces.
+    HEADER = 256
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: ExitStack) -> None:
         self.path = path
         self.rows = 0
-        self._file = path.open("wb")
+        self._file = files.enter_context(path.open("wb"))
         self._file.write(b"\0" * self.HEADER)
         self._hash = hashlib.sha256()
         self._row: tuple[np.dtype[Any], tuple[int, ...]] | None = None

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils import _pytree as pytree
+from zoo import ZOO, Specimen, samples
 
 from edgebuild import catalog, runner
 from edgebuild.cache import Cache
@@ -26,7 +27,6 @@ from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Program, Site
 from edgebuild.vocabulary.recipe import Candidate, Choice, Recipe
 from edgebuild.vocabulary.target import Activations, RuntimeFacts
-from zoo import ZOO, Specimen, samples
 
 CALIBRATION_SAMPLES = 32
 HELD_OUT_SAMPLES = 8
@@ -181,7 +181,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByNetwork(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            found = re.search(r"\[(?:.*-)??(%s)(?:-.*)?\]$" % "|".join(ZOO), nodeid)
+            found = re.search(rf"\[(?:.*-)??({'|'.join(ZOO)})(?:-.*)?\]$", nodeid)
             return found[1] if found else nodeid
 
     return ByNetwork(config, log)

@@ -96,7 +96,6 @@ def test_rows_can_be_limited(limit: int | None, expected: int, cache: Cache) -> 
     assert len(list(stored.rows(limit))) == expected
 
 
-@pytest.mark.xfail(strict=True, reason="a limit of 0 is taken for no limit")
 def test_a_limit_of_no_rows_gives_none(cache: Cache) -> None:
     stored = store_split(batches(rows_of(5)[0], None, []), EXAMPLE, "test", cache)
     assert list(stored.rows(0)) == []
@@ -249,8 +248,8 @@ def test_the_digest_tells_shapes_and_inputs_apart(cache: Cache) -> None:
 @pytest.mark.parametrize(
     ("sample", "said"),
     [
-        (torch.zeros(1, 3), "test sample 1 is a Tensor: give a pair (inputs, label)"),
-        ((torch.zeros(1, 3), 0, 0), "test sample 1 is a tuple: give a pair (inputs, label)"),
+        (torch.zeros(1, 3), "test sample 1 is of type Tensor: give a pair (inputs, label)"),
+        ((torch.zeros(1, 3), 0, 0), "test sample 1 is of type tuple: give a pair (inputs, label)"),
         ((torch.zeros(3), 0), "input 0 has the shape (3,), the example (1, 3)"),
         ((torch.tensor(0.0), 0), "input 0 has the shape (), the example (1, 3)"),
         ((torch.zeros(1, 4), 0), "input 0 has the shape (1, 4), the example (1, 3)"),
@@ -304,36 +303,28 @@ def test_a_dataset_that_fails_leaves_nothing_behind(cache: Cache) -> None:
     assert list((cache.root / "samples").iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="an error of the user's Dataset looks like our bug")
 def test_a_dataset_that_fails_is_told_as_the_users(cache: Cache) -> None:
     with pytest.raises(InvalidWorkload, match="test sample 1"):
         store_split(FailsInTheMiddle(), EXAMPLE, "test", cache)
 
 
-@pytest.mark.xfail(strict=True, reason="objects are stored as their addresses")
 @pytest.mark.parametrize("label", [{"boxes": 1}, object(), [None]])
 def test_a_label_that_is_no_array_is_refused(label: Any, cache: Cache) -> None:
     with pytest.raises(InvalidWorkload, match="test sample 0"):
         store_split([(torch.zeros(1, 3), label)], EXAMPLE, "test", cache)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="numpy's own error comes through")
 def test_a_ragged_label_is_refused(cache: Cache) -> None:
     with pytest.raises(InvalidWorkload, match="test sample 0"):
         store_split([(torch.zeros(2, 3), [[1, 2], [3]])], EXAMPLE, "test", cache)
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="torch's own error comes through")
 def test_a_sample_in_a_format_without_arrays_is_refused(cache: Cache) -> None:
     with pytest.raises(InvalidWorkload, match="test sample 0, input 0"):
         store_split([(torch.zeros(1, 3).bfloat16(), None)], EXAMPLE, "test", cache)
 
 
-@pytest.mark.xfail(strict=True, reason="a long header overwrites the first rows")
-def test_labels_of_a_long_type_come_back(cache: Cache) -> None:
+def test_labels_with_fields_are_refused(cache: Cache) -> None:
     kind = np.dtype([(f"coordinate_{axis}", "<f4") for axis in range(8)])
-    wanted = np.ones((1,), kind)
-    stored = store_split([(torch.zeros(1, 3), wanted)], EXAMPLE, "test", cache)
-    labels = stored.labels()
-    assert labels is not None
-    assert np.array_equal(labels, wanted)
+    with pytest.raises(InvalidWorkload, match="give numbers"):
+        store_split([(torch.zeros(1, 3), np.ones((1,), kind))], EXAMPLE, "test", cache)

@@ -27,14 +27,12 @@ def weights_of_sites(model: onnx.ModelProto, program: Program) -> Weights:
     A weight is recognized by the parameter's name where it was kept (also when BatchNorm was
     folded into it), else by the captured operator that its node says it came from.
     """
-    by_path = {site.path: site for site in program.sites}
     by_operator = {name: site for site, names in program.nodes.items() for name in names}
     matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) >= 2}
     found: dict[str, tuple[Site, tuple[str, ...]]] = {}
     for node in model.graph.node:
         for name in matrices.intersection(node.input):
-            path = name.removesuffix("weight").rstrip("._")
-            site = by_path.get(path) or by_operator.get(_captured_operator(node))
+            site = program.weights.get(name) or by_operator.get(_captured_operator(node))
             if site is not None:
                 _, nodes = found.get(name, (site, ()))
                 found[name] = (site, (*nodes, node.name))

@@ -90,6 +90,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """ " Did you mean 'x'?" for the nearest known name, or the empty string."""
     # A name that merely lost its prefix (`raspberry-pi-5`) is nearer than edit distance says.
     names = sorted(known)
-    inside = [candidate for candidate in names if name and name in candidate]
+    inside = sorted((known for known in names if name and name in known), key=len)
     near = inside[:1] or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -36,12 +36,14 @@ class Program:
     """A network as ATen operators for one input shape.
 
     `fingerprint` names operators, constants, shapes and weights alike: two networks that compute
-    different things never share it, whatever their Python source says.
+    different things never share it, whatever their Python source says. `weights` maps the names
+    of weights to their sites, `nodes` each site to the operators that compute with it.
     """
 
     exported: ExportedProgram
     fingerprint: str
     sites: tuple[Site, ...]
+    weights: Mapping[str, Site]
     nodes: Mapping[Site, tuple[str, ...]]
     operators: tuple[Operator, ...]
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils import _pytree as pytree
-
 from conftest import Subject, Workshop, export, recipe_of, uniform
+from torch.utils import _pytree as pytree
+from zoo import ZOO
+
 from edgebuild import catalog
 from edgebuild.vocabulary.artifact import Arithmetic, Artifact, KernelRun
 from edgebuild.vocabulary.errors import PrecisionRefused
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.program import Site
 from edgebuild.vocabulary.recipe import Recipe
-from zoo import ZOO
 
 FORMATS = catalog.names("exporters")
 # The largest difference over the largest output; the worst of the zoo are 5e-6 and 6e-3.
@@ -99,9 +99,7 @@ def test_outputs_take_the_structure_of_the_networks_own(line: Line) -> None:
         expected = line.subject.specimen.network(*map(torch.tensor, first))
     restored = line.subject.program.restore(a[:1] for a in line.outputs(Precision.FP32))
     assert pytree.tree_structure(restored) == pytree.tree_structure(expected)
-    for got, wanted in zip(
-        pytree.tree_leaves(restored), pytree.tree_leaves(expected), strict=True
-    ):
+    for got, wanted in zip(pytree.tree_leaves(restored), pytree.tree_leaves(expected), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-4)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from conftest import Workshop, export, uniform
+from torch import Tensor, nn
+from zoo import Specimen
+
 from edgebuild.vocabulary.errors import NotExportable
 from edgebuild.vocabulary.precision import Precision
-from zoo import Specimen
 
 
 class Distances(nn.Module):

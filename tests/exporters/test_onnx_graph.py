@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from conftest import Workshop
 from onnx import TensorProto, helper, numpy_helper
 
-from conftest import Workshop
 from edgebuild.exporters._onnx_graph import (
     forget_origins,
     gemm_to_matmul,
@@ -70,7 +70,7 @@ def test_a_gemm_as_matmul_means_the_same(has_bias: bool, trans_b: int) -> None:
     gemm_to_matmul(model.graph)
     assert kinds(model) == (["MatMul", "Add"] if has_bias else ["MatMul"])
     np.testing.assert_allclose(computed(model, x=x), before, rtol=1e-5, atol=1e-6)
-    assert [tensor.name for tensor in model.graph.initializer][0] == "weight"
+    assert model.graph.initializer[0].name == "weight"
     assert model.graph.node[0].name == "layer"
 
 

@@ -30,9 +30,7 @@ def constant_model(values: np.ndarray) -> onnx.ModelProto:
     out = helper.make_tensor_value_info("out", kind, values.shape)
     constant = numpy_helper.from_array(values, "weight")
     graph = helper.make_graph([node], "constant", [], [out], [constant])
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10
-    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
 
 
 def returned_by(model: onnx.ModelProto) -> np.ndarray:
@@ -59,9 +57,7 @@ def test_a_weight_beyond_the_four_bit_grid_is_not_packed() -> None:
         pack_four_bit(model, ["weight"])
 
 
-@given(
-    values=numpy_strategies.arrays(np.float16, SHAPES, elements=st.floats(-100, 100, width=16))
-)
+@given(values=numpy_strategies.arrays(np.float16, SHAPES, elements=st.floats(-100, 100, width=16)))
 def test_weights_that_fit_into_halves_come_back_exactly(values: np.ndarray) -> None:
     wide = values.astype(np.float32)
     model = constant_model(wide)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from ai_edge_litert.tools import flatbuffer_utils
-
 from conftest import Workshop, outputs_of, recipe_of, uniform
+
 from edgebuild.exporters._tflite_graph import Graph, flatten_biases
 from edgebuild.vocabulary.artifact import Artifact
 from edgebuild.vocabulary.precision import Precision

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from ai_edge_quantizer import qtyping, quantizer
-
 from conftest import Workshop
+
 from edgebuild import catalog
 from edgebuild.runtimes.litert import _arithmetic, _sites_of_layers
 from edgebuild.vocabulary.artifact import Arithmetic
