@@ -49,7 +49,8 @@ def build(
     from edgebuild.bundles.pack import check_destination, pack
     from edgebuild.cache import Cache, default_root
     from edgebuild.inputs.target_file import load_target
-    from edgebuild.inputs.workload_file import check_workload, load_workload
+    from edgebuild.inputs.workload_check import check_workload
+    from edgebuild.inputs.workload_file import load_workload
     from edgebuild.report.markdown import render
     from edgebuild.report.silence import Silence
     from edgebuild.search.case import open_case

@@ -77,7 +77,9 @@ class TfliteSession:
         ins, outs = signature.get_input_details(), signature.get_output_details()
         self.inputs = [ins[name] for name in artifact["inputs"]]
         self.outputs = [outs[name] for name in artifact["outputs"]]
-        self.expected = [(tuple(taken["shape"]), np.dtype(taken["dtype"])) for taken in self.inputs]
+        self.expected = [
+            (tuple(taken["shape"].tolist()), np.dtype(taken["dtype"])) for taken in self.inputs
+        ]
 
     def run(self, inputs):
         for detail, array in zip(self.inputs, inputs):

@@ -176,13 +176,13 @@ def outputs_of(artifact: Artifact, stored: StoredSamples) -> list[np.ndarray]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives all tests of one network to one worker, which converts it once."""
+    """Gives all tests of one network to one worker, which converts it once; else of one file."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByNetwork(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             found = re.search(rf"\[(?:.*-)??({'|'.join(ZOO)})(?:-.*)?\]$", nodeid)
-            return found[1] if found else nodeid
+            return found[1] if found else nodeid.split("::")[0]
 
     return ByNetwork(config, log)
 

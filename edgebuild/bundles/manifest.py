@@ -129,9 +129,9 @@ def load_bundle(folder: Path) -> Bundle:
         ) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = "".join(f"{part}: " for part in first["loc"])
         raise InvalidBundle(
-            f"{path} is damaged or from another version of edgebuild: {place}: {first['msg']}"
+            f"{path} is damaged or from another version of edgebuild: {place}{first['msg']}"
         ) from None
     if manifest.schema != SCHEMA:
         raise InvalidBundle(f"{path} has schema {manifest.schema}; this edgebuild reads {SCHEMA}")

@@ -23,8 +23,8 @@ def check_destination(folder: Path) -> None:
     Raises:
         InvalidDestination: a file, a folder that holds something else, or no right to write.
     """
-    if folder.is_file():
-        raise InvalidDestination(f"{folder} is a file: give a folder to write the bundle to")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise InvalidDestination(f"{folder} is no folder: give a folder to write the bundle to")
     if folder.is_dir() and any(folder.iterdir()) and not is_bundle(folder):
         raise InvalidDestination(
             f"{folder} exists and is no bundle: it will not be overwritten. Give another folder"
@@ -99,6 +99,13 @@ def _move(scratch: Path, folder: Path) -> None:
         os.rename(scratch, folder)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old-", dir=folder.absolute().parent))
-    os.rename(folder, old / "bundle")
-    os.rename(scratch, folder)
-    shutil.rmtree(old)
+    try:
+        os.rename(folder, old / "bundle")
+        try:
+            os.rename(scratch, folder)
+        except BaseException:
+            os.rename(old / "bundle", folder)
+            raise
+    finally:
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)

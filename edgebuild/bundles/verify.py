@@ -34,7 +34,8 @@ def verify(bundle: Bundle, device: Device) -> Verification:
     _refuse_changed_files(bundle)
     folder = device.push(bundle.path.absolute())
     done = device.run(["python", f"{folder}/run.py", "check"], DEADLINE)
-    if done.returncode not in (0, 1):
+    # Python itself ends with 1 where run.py fails in a way that it did not foresee.
+    if done.returncode not in (0, 1) or not done.stdout.strip():
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise DeviceError(f"{bundle.path}: run.py check failed on {device.name}: {reason}")
     found = json.loads(done.stdout)

@@ -41,7 +41,8 @@ class Local:
             done = subprocess.run(
                 [program, *arguments],
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 timeout=deadline,
                 check=False,
             )
@@ -54,4 +55,7 @@ class Local:
         return Completed(done.returncode, done.stdout, done.stderr)
 
     def pull(self, remote: str, path: Path) -> None:
-        shutil.copytree(remote, path, dirs_exist_ok=True)
+        if Path(remote).is_dir():
+            shutil.copytree(remote, path, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(remote, path)

@@ -159,7 +159,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
-        raise InvalidWorkload(f"{file} cannot be read: {_first_line(problem)}") from problem
+        raise InvalidWorkload(f"{file} cannot be read: {first_line(problem)}") from problem
     if not isinstance(settings, dict):
         raise InvalidWorkload(f"{file} holds a {type(settings).__name__}, not an object")
     return settings
@@ -219,7 +219,7 @@ def _load_config(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as problem:
         raise InvalidWorkload(
-            f"{folder / 'config.json'} cannot be used: {_first_line(problem)}"
+            f"{folder / 'config.json'} cannot be used: {first_line(problem)}"
         ) from problem
     config.use_cache = False
     config.output_hidden_states = False
@@ -270,7 +270,7 @@ def _load_model(folder: Path, config: Any, task: str) -> tuple[Any, list[str]]:
             )
     except Exception as problem:
         raise InvalidWorkload(
-            f"{folder} cannot be loaded for {task}: {_first_line(problem)}"
+            f"{folder} cannot be loaded for {task}: {first_line(problem)}"
         ) from problem
     return model.eval(), sorted(report["missing_keys"])
 
@@ -352,7 +352,7 @@ def _run_once(folder: Path, model: Any, dummies: _DummyInputs) -> tuple[str, ...
     except Exception as problem:
         raise InvalidWorkload(
             f"{folder}: {type(model).__name__} does not run on inputs made from its "
-            f"configuration: {_first_line(problem)}"
+            f"configuration: {first_line(problem)}"
         ) from problem
     tensors = [name for name, value in returned.items() if isinstance(value, torch.Tensor)]
     if not tensors:
@@ -415,6 +415,6 @@ def _license_of(readme: str) -> str:
     return found[1].strip("'\"") if found else ""
 
 
-def _first_line(problem: Exception) -> str:
+def first_line(problem: Exception) -> str:
     lines = str(problem).strip().splitlines()
     return lines[0].strip() if lines else type(problem).__name__

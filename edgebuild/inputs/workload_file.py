@@ -1,4 +1,4 @@
-"""The door for workloads: finds what `MODEL` names, runs the user's file, checks what it returns.
+"""The door for workloads: finds what `MODEL` names and runs the user's file.
 
 Whatever goes wrong in the user's own code is told as theirs: one line, with its file and line.
 """
@@ -12,7 +12,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -23,12 +23,15 @@ from edgebuild.vocabulary.errors import (
     EdgebuildError,
     InvalidWorkload,
     MissingPackage,
+    a_kind_of,
     did_you_mean,
+    first_line,
+    told,
 )
 from edgebuild.vocabulary.workload import Workload
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 FUNCTION = "workload"
 WAYS = "give file.py, file.py:function, package.module:function or a checkpoint folder"
@@ -187,7 +190,7 @@ def _call(module: ModuleType, name: str, where: str, is_users: Callable[[str], b
     with _users_code(where, is_users):
         made = function()
     if not isinstance(made, Workload):
-        found = "nothing" if made is None else _a(made)
+        found = "nothing" if made is None else a_kind_of(made)
         raise InvalidWorkload(f"{where}: {name}() returns {found}: let it return a Workload")
     return made
 
@@ -202,7 +205,7 @@ def _function(module: ModuleType, name: str, where: str) -> Callable[[], Any]:
     function = getattr(module, name)
     if not callable(function):
         raise InvalidWorkload(
-            f"{where}: {name!r} is {_a(function)}, not a function: "
+            f"{where}: {name!r} is {a_kind_of(function)}, not a function: "
             f"write `def {name}() -> Workload:`"
         )
     needed = _required_parameters(function)
@@ -239,7 +242,7 @@ def _users_code(where: str, is_users: Callable[[str], bool]) -> Iterator[None]:
             'put what runs as a script under `if __name__ == "__main__":`'
         ) from error
     except Exception as error:
-        raise InvalidWorkload(f"{_place(error, where, is_users)}: {_told(error)}") from error
+        raise InvalidWorkload(f"{_place(error, where, is_users)}: {told(error)}") from error
 
 
 def _place(error: BaseException, where: str, is_users: Callable[[str], bool]) -> str:
@@ -258,9 +261,9 @@ def _missing_module(error: ModuleNotFoundError, place: str) -> EdgebuildError:
     package = (error.name or "").partition(".")[0]
     if not package or not str(error).startswith("No module named"):
         # The user's own words, which may say how to install it.
-        return MissingPackage(f"{place}: {_first_line(error) or 'a package is missing'}")
+        return MissingPackage(f"{place}: {first_line(error) or 'a package is missing'}")
     if package in sys.modules or _spec(package) is not None:
-        return InvalidWorkload(f"{place}: {_told(error)}")
+        return InvalidWorkload(f"{place}: {told(error)}")
     nearest = did_you_mean(package, _neighbors())
     return MissingPackage(
         f"{place}: needs the package {package!r}, which is not installed."
@@ -273,198 +276,3 @@ def _neighbors() -> Iterable[str]:
     """The modules beside the user's file, whose folder comes first while it is loaded."""
     stems = (file.stem for file in Path(sys.path[0]).glob("*.py"))
     return [stem for stem in stems if stem.isidentifier()]
-
-
-def _told(error: BaseException) -> str:
-    message = error.msg if isinstance(error, SyntaxError) else _first_line(error)
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else ""
-
-
-def _a(value: object) -> str:
-    kind = type(value).__name__
-    return f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
-
-
-# ---- checking what it returned
-
-
-def check_workload(workload: object) -> None:
-    """Refuses what cannot be built from; the splits are checked later, as they are stored.
-
-    Raises:
-        InvalidWorkload: a field that is not what `Workload` says, a network that is in train mode,
-            broken or not on the CPU, or that does not run on its example.
-    """
-    if not isinstance(workload, Workload):
-        raise InvalidWorkload(f"{_a(workload)} is no workload: give an edgebuild Workload")
-    if not isinstance(workload.name, str) or not workload.name.strip():
-        raise InvalidWorkload(
-            f'the workload\'s name is {workload.name!r}: give it a short one, as "solar-cells"'
-        )
-    try:
-        _check_network(workload.network)
-        _check_example(workload.example)
-        _check_outputs(workload.network, workload.example)
-        _check_rest(workload)
-    except _Defect as defect:
-        raise InvalidWorkload(f"workload {workload.name!r}: {defect}") from defect.__cause__
-
-
-class _Defect(Exception):
-    """What is wrong with a workload, and the next step."""
-
-
-def _check_network(network: object) -> None:
-    from torch import nn
-
-    if isinstance(network, type) and issubclass(network, nn.Module):
-        raise _Defect(f"the network is the class {network.__name__}: give an instance of it")
-    if not isinstance(network, nn.Module):
-        raise _Defect(f"the network is {_a(network)}: give an nn.Module")
-    training = [name for name, module in network.named_modules() if module.training]
-    if training:
-        part = f"layer {training[0]!r} of the network" if training[0] else "network"
-        raise _Defect(f"the {part} is in train mode: call .eval() on the network")
-    for name, parameter in network.named_parameters():
-        _check_weight(f"the network's parameter {name!r}", parameter, _is_finite)
-    for name, buffer in network.named_buffers():
-        _check_weight(f"the network's buffer {name!r}", buffer, _is_finite_or_masked)
-
-
-def _check_weight(
-    name: str, tensor: torch.Tensor, is_sound: Callable[[torch.Tensor], bool]
-) -> None:
-    from torch.nn.parameter import is_lazy
-
-    if is_lazy(tensor):
-        raise _Defect(f"{name} has no shape yet: run the network once")
-    _check_device(name, tensor, "load its weights", "call .cpu() on the network")
-    if not is_sound(tensor):
-        raise _Defect(
-            f"{name} holds NaN or infinite values: train it again, or load an intact checkpoint"
-        )
-
-
-def _check_device(name: str, tensor: torch.Tensor, if_meta: str, if_elsewhere: str) -> None:
-    if tensor.device.type == "meta":
-        raise _Defect(f"{name} is on the meta device, without data: {if_meta}")
-    if tensor.device.type != "cpu":
-        raise _Defect(f"{name} is on {tensor.device}: {if_elsewhere}")
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    if not tensor.dtype.is_floating_point:
-        return True
-    # Formats of eight bits have no arithmetic of their own.
-    values = tensor.detach().float() if tensor.itemsize == 1 else tensor.detach()
-    return bool(values.isfinite().all())
-
-
-def _is_finite_or_masked(tensor: torch.Tensor) -> bool:
-    """As attention masks are: buffers of zeros and -inf."""
-    return not tensor.dtype.is_floating_point or _is_finite(tensor.detach().float().clamp(min=0))
-
-
-def _check_example(example: object) -> None:
-    import torch
-
-    if isinstance(example, torch.Tensor):
-        raise _Defect("the example is a bare tensor: give a tuple, as (tensor,)")
-    if not isinstance(example, tuple):
-        raise _Defect(f"the example is {_a(example)}: give a tuple of tensors")
-    if not example:
-        raise _Defect("the example is empty: give a tuple with the inputs of one call")
-    for index, tensor in enumerate(example):
-        _check_input(f"the example's input {index}", tensor)
-
-
-def _check_input(name: str, tensor: object) -> None:
-    import torch
-
-    if not isinstance(tensor, torch.Tensor):
-        raise _Defect(f"{name} is {_a(tensor)}: give a tensor")
-    _check_device(name, tensor, "give a real tensor", "call .cpu() on it")
-    if tensor.ndim == 0:
-        raise _Defect(f"{name} has no dimensions: give it a batch dimension of 1, as shape (1,)")
-    if tensor.shape[0] != 1:
-        raise _Defect(
-            f"{name} has the shape {tuple(tensor.shape)}, so a batch of {tensor.shape[0]}: "
-            "give one sample, with a first dimension of 1"
-        )
-    if tensor.layout != torch.strided or not _has_array(tensor.dtype):
-        kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
-        raise _Defect(f"{name} is {kind}, which numpy does not have: give a plain float32 tensor")
-    if not _is_finite(tensor):
-        raise _Defect(f"{name} holds NaN or infinite values: give a sample as deployed")
-
-
-def _has_array(dtype: torch.dtype) -> bool:
-    import torch
-
-    try:
-        torch.empty(0, dtype=dtype).numpy()
-    except TypeError:
-        return False
-    return True
-
-
-def _check_outputs(network: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> None:
-    import torch
-
-    try:
-        with torch.no_grad():
-            # Copies: the network may write into what it is given.
-            outputs = network(*(tensor.detach().clone() for tensor in example))
-    except Exception as error:
-        raise _Defect(
-            f"the network does not run on the example: {_told(error)} "
-            "(call network(*example) to see where)"
-        ) from error
-    leaves = list(_leaves(outputs, "output"))
-    if not leaves:
-        raise _Defect(f"the network returns an empty {type(outputs).__name__}: return a tensor")
-    for name, value in leaves:
-        _check_output(f"the network's {name}", value)
-
-
-def _leaves(value: object, name: str) -> Iterator[tuple[str, object]]:
-    """Everything in a structure of tuples, lists and dicts, with its place in it."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{name} {key!r}")
-    elif isinstance(value, tuple | list):
-        for index, inner in enumerate(value):
-            yield from _leaves(inner, f"{name} {index}")
-    else:
-        yield name, value
-
-
-def _check_output(name: str, value: object) -> None:
-    import torch
-
-    if not isinstance(value, torch.Tensor):
-        raise _Defect(
-            f"{name} is {_a(value)}: return a tensor, or a tuple, list or dict of tensors"
-        )
-    if value.ndim == 0:
-        raise _Defect(f"{name} has no dimensions: keep the batch dimension")
-    if not _is_finite(value):
-        raise _Defect(
-            f"{name} holds NaN or infinite values on the example: "
-            "check the weights, and how the example is normalized"
-        )
-
-
-def _check_rest(workload: Workload) -> None:
-    if workload.score is not None and not callable(workload.score):
-        raise _Defect(
-            f"the score is {_a(workload.score)}: "
-            "give a function (outputs, labels) -> float, or None"
-        )
-    if not isinstance(workload.notices, Mapping):
-        raise _Defect(f"the notices are {_a(workload.notices)}: give a dict from name to text")

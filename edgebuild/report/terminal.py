@@ -82,9 +82,9 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
     console.print(_budget_table(manifest))
     console.print(_chosen_table(manifest))
     color = COLORS[manifest.verdict.status]
-    console.print(f"[bold {color}]{words.verdict(manifest)}[/]")
-    console.print(f"bundle  {bundle.path}")
-    console.print(f"report  {bundle.path / 'report.md'}")
+    console.print(f"[bold {color}]{escape(words.verdict(manifest))}[/]")
+    console.print(f"bundle  {escape(str(bundle.path))}")
+    console.print(f"report  {escape(str(bundle.path / 'report.md'))}")
 
 
 def show_trials(console: Console, manifest: Manifest) -> None:
@@ -106,7 +106,8 @@ def show_trials(console: Console, manifest: Manifest) -> None:
     console.print(table)
     for trial in manifest.tried:
         if trial.failure:
-            console.print(f"[dim]{trial.recipe.format} {trial.recipe.name}: {trial.failure}")
+            failure = escape(f"{trial.recipe.format} {trial.recipe.name}: {trial.failure}")
+            console.print(f"[dim]{failure}")
 
 
 def show_fallbacks(console: Console, manifest: Manifest) -> None:
@@ -124,12 +125,13 @@ def show_fallbacks(console: Console, manifest: Manifest) -> None:
 
 def _budget_table(manifest: Manifest) -> Table:
     target = manifest.target
-    table = Table(title=f"{manifest.workload.name} on {target.name} ({target.title})")
+    title = f"{manifest.workload.name} on {target.name} ({target.title})"
+    table = Table(title=escape(title))
     for column in ("budget line", "limit", "value", "verdict", "evidence"):
         table.add_column(column, overflow="fold")
     for found in manifest.verdict.lines:
         title, limit, shown, status, reason = words.line(found)
-        table.add_row(title, limit, shown, f"[{COLORS[found.status]}]{status}", reason)
+        table.add_row(title, limit, shown, f"[{COLORS[found.status]}]{status}", escape(reason))
     return table
 
 
@@ -174,7 +176,8 @@ def latency(measurement: Measurement, name: str) -> str:
 
 def show_measurement(console: Console, bundle: Bundle, measurement: Measurement) -> None:
     """What `edgebuild bench` found."""
-    table = Table(title=f"{bundle.path} on {measurement.machine}", show_header=False)
+    title = f"{bundle.path} on {measurement.machine}"
+    table = Table(title=escape(title), show_header=False)
     table.add_row("runtime", measurement.runtime)
     for name in ("latency_p50", "host_latency_p99"):
         table.add_row(name.removeprefix("host_").replace("_", " "), latency(measurement, name))
@@ -187,6 +190,6 @@ def show_measurement(console: Console, bundle: Bundle, measurement: Measurement)
 def show_verification(console: Console, bundle: Bundle, found: Verification) -> None:
     """What `edgebuild verify` found."""
     console.print(
-        f"[green]{bundle.path} is intact[/]: {found.files} files by SHA-256; golden outputs "
+        f"[green]{escape(str(bundle.path))} is intact[/]: {found.files} files by SHA-256; golden outputs "
         f"within {found.relative_error:.2g} (limit {found.limit:g}) in {found.runtime}"
     )

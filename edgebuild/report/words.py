@@ -32,12 +32,12 @@ TITLES: Mapping[str, str] = {
 
 
 def value(name: str, figure: Figure) -> str:
-    """ "4.3 ms", or "~4.3 ms (1.7 ms to 13 ms)" for an estimate."""
+    """ "4.3 ms", or "~4.3 ms (1.7 ms to 13 ms)" for an estimate, "~1 %" if its error is unknown."""
     form = FORMATS.get(name, _format_score)
     if figure.evidence is not Evidence.PREDICTED:
         return form(figure.value)
     if figure.low is None or figure.high is None:
-        return form(figure.value)
+        return f"~{form(figure.value)}"
     return f"~{form(figure.value)} ({form(figure.low)} to {form(figure.high)})"
 
 
@@ -57,7 +57,7 @@ def line(found: BudgetLine) -> tuple[str, str, str, str, str]:
     form = FORMATS[found.name]
     shown = value(found.name, found.figure) if found.figure else "unknown"
     reason = found.reason or (evidence(found.figure) if found.figure else "")
-    if found.status is Status.BREACHED:
+    if found.status is Status.BREACHED and found.limit > 0:
         reason = f"{(found.overrun - 1) * 100:.0f} % over; {reason}"
     return TITLES[found.name], form(found.limit), shown, str(found.status), reason
 
@@ -93,6 +93,11 @@ def next_step(binding: BudgetLine) -> str:
 
 def _count(manifest: Manifest, status: Status) -> int:
     return sum(found.status is status for found in manifest.verdict.lines)
+
+
+def cell(text: str) -> str:
+    """The text on one line, without ending the cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def trial_row(trial: Trial, names: tuple[str, ...]) -> list[str]:

@@ -42,7 +42,7 @@ def _status(line: str, limit: float, figure: Figure) -> tuple[Status, str]:
     if line == "power":
         return Status.UNKNOWN, "a modelled bound proves nothing below the limit: read a meter"
     if high <= limit:
-        return Status.PREDICTED, figure.note
+        return Status.PREDICTED, ""
     return Status.UNKNOWN, "the limit lies within the prediction's error: measure on the device"
 
 

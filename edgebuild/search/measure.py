@@ -146,7 +146,7 @@ def figures_of(
         "accuracy_drop": Figure(
             float_score - score,
             Evidence.MEASURED if is_target else Evidence.PREDICTED,
-            here,
+            here if is_target else case.target.name,
             note="" if is_target else "measured on host in the same runtime",
         ),
     }

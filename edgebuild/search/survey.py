@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,37 +50,40 @@ def _survey(case: Case, progress: Progress) -> Mapping[Site, float]:
     rows = [tuple(map(torch.tensor, row)) for row in case.calibration.rows(SAMPLES)]
     losses: dict[Site, list[float]] = {site: [] for site in case.program.sites}
     with torch.no_grad(), progress.step("Surveying the layers", total=len(rows)) as step:
-        ranges = _input_ranges(module, rows)
-        for row in rows:
-            recorded = _Recorder(module)
-            wanted = _flat(recorded.run(*row))
-            for site, nodes in case.program.nodes.items():
-                disturbed = _Disturbed(module, nodes, ranges)
-                got = _flat(disturbed.run(*row, initial_env=recorded.before(nodes[0])))
-                losses[site].append(divergence(got, wanted))
+        watched = _Watched(module)
+        wanted = [_flat(_run(watched, row)) for row in rows]
+        for row, outputs in zip(rows, wanted, strict=True):
+            branched = _Branched(module, case.program.nodes, watched.ranges, outputs)
+            _run(branched, row)
+            for site, loss in branched.losses.items():
+                losses[site].append(loss)
             step.advance()
     return {site: float(np.mean(found)) for site, found in losses.items()}
+
+
+def _run(interpreter: fx.Interpreter, row: tuple[torch.Tensor, ...]) -> Any:
+    # Copied: a network may write into its inputs.
+    return interpreter.run(*(tensor.clone() for tensor in row))
 
 
 def _flat(outputs: Any) -> list[np.ndarray]:
     return [tensor.numpy() for tensor in pytree.tree_leaves(outputs)]
 
 
-def _input_ranges(
-    module: fx.GraphModule, rows: list[tuple[torch.Tensor, ...]]
-) -> Mapping[str, tuple[float, float]]:
-    """The smallest and largest value that each layer reads, zero included."""
-    ranges: dict[str, tuple[float, float]] = {}
-    for row in rows:
-        recorded = _Recorder(module)
-        recorded.run(*row)
-        for node in module.graph.nodes:
-            source = _input_of(node)
-            if source is not None and source in recorded.values:
-                value = recorded.values[source]
-                low, high = ranges.get(node.name, (0.0, 0.0))
-                ranges[node.name] = min(low, float(value.min())), max(high, float(value.max()))
-    return ranges
+class _Watched(fx.Interpreter):
+    """Runs the network and keeps the range of what each layer reads, zero included."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.ranges: dict[str, tuple[float, float]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        source = _input_of(n)
+        if source is not None:
+            value = self.env[source]
+            low, high = self.ranges.get(n.name, (0.0, 0.0))
+            self.ranges[n.name] = min(low, float(value.min())), max(high, float(value.max()))
+        return super().run_node(n)
 
 
 def _input_of(node: fx.Node) -> fx.Node | None:
@@ -90,26 +95,39 @@ def _input_of(node: fx.Node) -> fx.Node | None:
     return source if isinstance(source, fx.Node) else None
 
 
-class _Recorder(fx.Interpreter):
-    """Runs the network and keeps every intermediate value."""
+class _Branched(fx.Interpreter):
+    """Runs the network; before each layer, a branch runs on with that layer alone quantized."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self._nodes = list(module.graph.nodes)
-        self.values: dict[fx.Node, Any] = {}
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        nodes: Mapping[Site, tuple[str, ...]],
+        ranges: Mapping[str, tuple[float, float]],
+        wanted: list[np.ndarray],
+    ) -> None:
+        super().__init__(module)
+        self._branches = {names[0]: (site, names) for site, names in nodes.items()}
+        self._ranges = ranges
+        self._wanted = wanted
+        self.losses: dict[Site, float] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        self.values[n] = super().run_node(n)
-        return self.values[n]
+        if n.name in self._branches:
+            site, names = self._branches[n.name]
+            disturbed = _Disturbed(self.module, names, self._ranges)  # type: ignore[arg-type]
+            got = _flat(disturbed.run(initial_env=self._before(n)))
+            self.losses[site] = divergence(got, self._wanted)
+        return super().run_node(n)
 
-    def before(self, name: str) -> dict[fx.Node, Any]:
-        """The values of all nodes ahead of the named one: what need not run again."""
-        ahead: dict[fx.Node, Any] = {}
-        for node in self._nodes:
-            if node.name == name:
-                break
-            ahead[node] = self.values[node]
-        return ahead
+    def _before(self, current: fx.Node) -> dict[fx.Node, Any]:
+        """What the branch need not run again; None for what nobody reads any more.
+
+        Copied, because operators such as `add_` write into what earlier ones returned.
+        """
+        weights = {id(weight): weight for weight in self.module.state_dict(keep_vars=True).values()}
+        values = copy.deepcopy(list(self.env.values()), weights)
+        ahead = itertools.takewhile(lambda node: node is not current, self.graph.nodes)
+        return dict.fromkeys(ahead) | dict(zip(self.env, values, strict=True))
 
 
 class _Disturbed(fx.Interpreter):

@@ -93,3 +93,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     inside = sorted((known for known in names if name and name in known), key=len)
     near = inside[:1] or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def told(error: BaseException) -> str:
+    """ "ValueError: its first line", for an error from somebody else's code."""
+    message = error.msg if isinstance(error, SyntaxError) else first_line(error)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else ""
+
+
+def a_kind_of(value: object) -> str:
+    """ "a list", "an int"."""
+    kind = type(value).__name__
+    return f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"

@@ -29,10 +29,12 @@ class BudgetLine:
 
     @property
     def overrun(self) -> float:
-        """By which factor the figure exceeds the limit; below 1 where it keeps it."""
+        """By which factor the figure exceeds the limit; at most 1 where it keeps it."""
         if self.figure is None:
             return 0.0
-        return self.figure.value / self.limit if self.limit else float("inf")
+        if self.limit == 0:
+            return float("inf") if self.figure.value > 0 else 1.0
+        return self.figure.value / self.limit
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ class Verdict:
 
     @property
     def binding(self) -> BudgetLine | None:
-        """The line that leaves the least room, or is exceeded the most."""
+        """The line that is exceeded the most; where none is breached, that leaves the least room."""
         known = [line for line in self.lines if line.figure is not None]
-        return max(known, key=lambda line: line.overrun, default=None)
+        breached = [line for line in known if line.status is Status.BREACHED]
+        return max(breached or known, key=lambda line: line.overrun, default=None)
 
     @property
     def overrun(self) -> float:

@@ -6,16 +6,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import Workshop
 from onnx import TensorProto, helper, numpy_helper
 
 from edgebuild.exporters._onnx_graph import (
     forget_origins,
     gemm_to_matmul,
     integer_neighbors,
-    weights_of_sites,
 )
-from edgebuild.vocabulary.precision import Precision
 
 OPSET = 21
 GENERATOR = np.random.default_rng(0)
@@ -128,11 +125,3 @@ def test_origins_are_forgotten() -> None:
     forget_origins(model)
     assert b"/a/path.py" not in model.SerializeToString()
     assert b"a trace" not in model.SerializeToString()
-
-
-@pytest.mark.parametrize("name", ["residual-cnn", "vit", "bert", "lstm"])
-def test_every_site_finds_its_weights(workshop: Workshop, name: str) -> None:
-    artifact = workshop.artifact(name, "onnx", Precision.FP32)
-    program = workshop.subject(name).program
-    found = weights_of_sites(onnx.load(artifact.path), program)
-    assert {site for site, _ in found.values()} == set(program.sites)

@@ -124,7 +124,7 @@ def test_an_unknown_target_is_refused_with_the_nearest_name() -> None:
 
 
 def test_a_missing_file_is_refused_by_its_path(tmp_path: Path) -> None:
-    with pytest.raises(InvalidTarget, match="mine.toml: cannot be read: No such file"):
+    with pytest.raises(InvalidTarget, match=r"mine\.toml: cannot be read: No such file"):
         load_target(tmp_path / "mine.toml")
 
 
@@ -135,7 +135,7 @@ def test_a_folder_is_no_profile(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InvalidTarget, match="mine.toml: cannot be read: not UTF-8 text"):
+    with pytest.raises(InvalidTarget, match=r"mine\.toml: cannot be read: not UTF-8 text"):
         load_target(tmp_path / "mine.toml")
 
 
@@ -218,7 +218,7 @@ def test_what_a_host_file_states_is_not_detected(tmp_path: Path) -> None:
 def test_what_a_host_file_states_needs_its_source(tmp_path: Path) -> None:
     shipped = (ROOT / "targets" / "host.toml").read_text()
     (tmp_path / "mine.toml").write_text(shipped.replace("[memory]", '[memory]\nram = "1 GB"'))
-    with pytest.raises(InvalidTarget, match="memory.ram: no source"):
+    with pytest.raises(InvalidTarget, match=r"memory\.ram: no source"):
         load_target(tmp_path / "mine.toml")
 
 

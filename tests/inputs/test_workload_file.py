@@ -16,7 +16,8 @@ from zoo import ZOO
 
 from edgebuild.cache import Cache
 from edgebuild.inputs import workload_file
-from edgebuild.inputs.workload_file import check_workload, load_workload
+from edgebuild.inputs.workload_check import check_workload
+from edgebuild.inputs.workload_file import load_workload
 from edgebuild.samples import store_split
 from edgebuild.vocabulary.errors import InvalidTarget, InvalidWorkload, MissingPackage
 from edgebuild.vocabulary.workload import Workload
@@ -269,7 +270,7 @@ def test_a_module_that_fails_is_refused_with_its_line(
         ("bare-tensor-example", "the example is a bare tensor: give a tuple, as (tensor,)"),
         ("list-example", "the example is a list: give a tuple of tensors"),
         ("empty-example", "the example is empty"),
-        ("text-in-example", "the example's input 0 is a str: give a tensor"),
+        ("text-in-example", "the example's input 0 is of type str: give a tensor"),
         ("scalar-example", "the example's input 0 has no dimensions"),
         ("batch-of-two-example", "input 0 has the shape (2, 4), so a batch of 2: give one sample"),
         ("nan-example", "the example's input 0 holds NaN or infinite values"),
@@ -294,11 +295,11 @@ def test_a_workload_that_cannot_be_built_from_is_refused(name: str, said: str) -
         ("some-labels", "the test split has 1 labels for 2 samples"),
         ("wrong-dtype", "test sample 0, input 0 is float64, the example float32"),
         ("one-shot-generator", "the test split can be read only once"),
-        ("bare-inputs", "test sample 0 is a Tensor: give a pair (inputs, label)"),
+        ("bare-inputs", "test sample 0 is of type Tensor: give a pair (inputs, label)"),
         ("too-many-inputs", "test sample 0 has 2 inputs, the example 1"),
-        ("text-inputs", "test sample 0, input 0 is a str: give a tensor"),
+        ("text-inputs", "test sample 0, input 0 is of type str: give a tensor"),
         ("nan-samples", "test sample 0, input 0 holds NaN or infinite values"),
-        ("split-is-a-number", "the test split is a int: give a list or a Dataset"),
+        ("split-is-a-number", "the test split is of type int: give a list or a Dataset"),
         ("changing-labels", "labels changes from int64 (1,) to int64 (2,) between samples"),
     ],
 )
