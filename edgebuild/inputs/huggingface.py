@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebuild.vocabulary.errors import InvalidWorkload, MissingPackage, did_you_mean
+from edgebuild.vocabulary.errors import InvalidWorkload, MissingPackage, did_you_mean, first_line
 from edgebuild.vocabulary.workload import Workload
 
 if TYPE_CHECKING:
@@ -413,8 +413,3 @@ def _license_of(readme: str) -> str:
     front = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(?:\n|$)", readme, re.DOTALL)
     found = front and re.search(r"^license:[ \t]*(\S.*?)[ \t]*$", front[1], re.MULTILINE)
     return found[1].strip("'\"") if found else ""
-
-
-def first_line(problem: Exception) -> str:
-    lines = str(problem).strip().splitlines()
-    return lines[0].strip() if lines else type(problem).__name__

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
@@ -190,6 +191,6 @@ def show_measurement(console: Console, bundle: Bundle, measurement: Measurement)
 def show_verification(console: Console, bundle: Bundle, found: Verification) -> None:
     """What `edgebuild verify` found."""
     console.print(
-        f"[green]{escape(str(bundle.path))} is intact[/]: {found.files} files by SHA-256; golden outputs "
-        f"within {found.relative_error:.2g} (limit {found.limit:g}) in {found.runtime}"
+        f"[green]{escape(str(bundle.path))} is intact[/]: {found.files} files by SHA-256; "
+        f"golden outputs within {found.relative_error:.2g} (limit {found.limit:g}) in {found.runtime}"
     )

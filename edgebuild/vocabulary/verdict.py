@@ -52,7 +52,7 @@ class Verdict:
 
     @property
     def binding(self) -> BudgetLine | None:
-        """The line that is exceeded the most; where none is breached, that leaves the least room."""
+        """The line that is exceeded the most; if none is breached, that leaves the least room."""
         known = [line for line in self.lines if line.figure is not None]
         breached = [line for line in known if line.status is Status.BREACHED]
         return max(breached or known, key=lambda line: line.overrun, default=None)

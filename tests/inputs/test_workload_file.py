@@ -270,7 +270,7 @@ def test_a_module_that_fails_is_refused_with_its_line(
         ("bare-tensor-example", "the example is a bare tensor: give a tuple, as (tensor,)"),
         ("list-example", "the example is a list: give a tuple of tensors"),
         ("empty-example", "the example is empty"),
-        ("text-in-example", "the example's input 0 is of type str: give a tensor"),
+        ("text-in-example", "the example's input 0 is a str: give a tensor"),
         ("scalar-example", "the example's input 0 has no dimensions"),
         ("batch-of-two-example", "input 0 has the shape (2, 4), so a batch of 2: give one sample"),
         ("nan-example", "the example's input 0 holds NaN or infinite values"),
