@@ -65,11 +65,12 @@ def build(
     out, progress = Path(out), progress or Silence()
     with _clear_disk_errors():
         target = load_target(target) if isinstance(target, str) else target
+        wishes = target.budget.overridden_by(budget or Budget())
+        target.refuse_impossible(wishes)
         check_destination(out)
         with progress.step("Loading the workload"):
             workload = load_workload(workload) if isinstance(workload, str) else workload
             check_workload(workload)
-        wishes = target.budget.overridden_by(budget or Budget())
         case = open_case(workload, target, wishes, Cache(default_root()), progress)
         sensitivity = survey(case, progress)
         recipes = plan(case, sensitivity, formats, precisions)

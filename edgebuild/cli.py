@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ import typer
 from edgebuild.vocabulary.errors import EdgebuildError
 from edgebuild.vocabulary.precision import Precision
 
+USAGE = 2
 BREACHED = 3
 INTERRUPTED = 130
 
@@ -37,13 +39,18 @@ Dist = Annotated[Path, typer.Argument(help="A bundle: the folder that `build -o`
 def main() -> None:
     """Runs a command; every error that is not ours to fix is one line and an exit code."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except typer.TyperException as error:
+        print(f"error: {error} Try --help.", file=sys.stderr)
+        sys.exit(USAGE)
     except EdgebuildError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        # At once: threads that wait for a device are of no more use.
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -113,7 +120,8 @@ def build(
     budget = Budget.parse(**{line: text for line, text in wishes.items() if text is not None})
     profile = load_target(target)
     console = terminal.stderr()
-    with terminal.Bars(console) as bars:
+    # What the user's own code prints must not get between --json and its reader.
+    with redirect_stdout(sys.stderr), terminal.Bars(console) as bars:
         bundle = edgebuild.build(
             workload,
             profile,

@@ -87,9 +87,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 
 def _make_environment(folder: Path, packages: list[str]) -> Path:
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True)
+    venv = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
+    subprocess.run(venv, check=True, capture_output=True)
     python = folder / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet", "--only-binary", ":all:"]
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    install = [*pip, "install", "--quiet", "--only-binary", ":all:"]
     done = subprocess.run([*install, *packages], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
@@ -155,9 +157,8 @@ def test_every_command_works_beside_a_bare_runtime(
     for name, array in zip(names, bundle.golden("input"), strict=True):
         np.save(name, array[:1])
     answer(bundle.run(python, "predict", *names))
-    for wanted, got in zip(
-        bundle.golden("output"), runner.arrays(str(alone), "output"), strict=True
-    ):
+    predicted = runner.arrays(str(alone), "output")
+    for wanted, got in zip(bundle.golden("output"), predicted, strict=True):
         assert runner.relative_error(wanted[:1], got) <= limit
 
     measured = answer(bundle.run(python, "bench", "--seconds", 0.2, "--count", 20))
@@ -254,7 +255,7 @@ def test_a_golden_output_that_is_no_number_never_passes(bundle: Bundle, wrong: f
         (lambda folder: (folder / "manifest.json").unlink(), r"cannot read the manifest \S+: "),
         (lambda folder: (folder / "manifest.json").write_text("{"), r"cannot read the manifest "),
         (lambda folder: (folder / "manifest.json").write_text("[]"), r"\S+ is no manifest"),
-        (lambda folder: shutil.rmtree(folder / "golden"), r"\S+ holds no sample in input-0\.npy$"),
+        (lambda folder: shutil.rmtree(folder / "golden"), r"\S+ holds no sample in output-0\.npy$"),
         (lambda folder: (folder / "golden/output-0.npy").unlink(), r"\S+ holds no sample in out"),
         (lambda folder: (folder / "golden/input-0.npy").write_bytes(b"?"), r"cannot read \S+: "),
         (lambda folder: shutil.copy(folder / "golden/output-0.npy", folder / "golden/output-1.npy"),

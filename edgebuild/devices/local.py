@@ -20,6 +20,9 @@ class Local:
 
     name = "host"
 
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+
     def __enter__(self) -> Self:
         return self
 
@@ -29,7 +32,9 @@ class Local:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Leaves nothing behind to clean up."""
+        """Ends what still runs, as after Ctrl-C while several commands ran side by side."""
+        for process in list(self._running):
+            process.kill()
 
     def push(self, path: Path) -> str:
         return str(path)
@@ -38,21 +43,23 @@ class Local:
         program, *arguments = command
         program = sys.executable if program == "python" else program
         try:
-            done = subprocess.run(
-                [program, *arguments],
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=deadline,
-                check=False,
+            process = subprocess.Popen(
+                [program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
+        except OSError as error:
+            raise DeviceError(f"{program} cannot be started: {error.strerror}") from None
+        self._running.add(process)
+        try:
+            stdout, stderr = process.communicate(timeout=deadline)
         except subprocess.TimeoutExpired:
             raise DeviceError(
                 f"{Path(program).name} did not end within {deadline:.0f} s on this machine"
             ) from None
-        except OSError as error:
-            raise DeviceError(f"{program} cannot be started: {error.strerror}") from None
-        return Completed(done.returncode, done.stdout, done.stderr)
+        finally:
+            process.kill()
+            process.wait()
+            self._running.discard(process)
+        return Completed(process.returncode, stdout, stderr)
 
     def pull(self, remote: str, path: Path) -> None:
         if Path(remote).is_dir():

@@ -27,6 +27,11 @@ INTEGER_KERNELS = {
 }  # fmt: skip
 CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 INTEGER_TYPES = {"int8", "uint8"}
+# What the runtime computes inside the float convolution before it.
+FUSED = {"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"}
+# Float convolutions in blocks of channels: their weights lose their names, and the kernel is named
+# by the output that it had in the file.
+BLOCKED = "_nchwc"
 RUNS = 5
 
 
@@ -46,10 +51,12 @@ class Onnxruntime:
         weights = {
             node.name: tuple(_sites(node.input, artifact.weights)) for node in optimized.graph.node
         }
+        outputs = _sites_by_output(onnx.load(artifact.path), artifact.weights)
         for name, event in events.items():
+            blocked = outputs.get(name.removesuffix(BLOCKED), ()) if BLOCKED in name else ()
             yield KernelRun(
                 kernel=event.kernel,
-                sites=weights.get(name, ()),
+                sites=blocked or weights.get(name, ()),
                 arithmetic=_arithmetic(event),
                 seconds=Seconds(statistics.median(event.seconds)),
             )
@@ -105,6 +112,19 @@ def _events(profile: Iterable[Mapping[str, object]]) -> Mapping[str, _Event]:
         reads_integers = bool(types) and types[0] in INTEGER_TYPES
         event = found.setdefault(name, _Event(kernel, reads_integers, []))
         event.seconds.append(float(str(entry["dur"])) * 1e-6)
+    return found
+
+
+def _sites_by_output(
+    model: onnx.ModelProto, weights: Mapping[str, str]
+) -> Mapping[str, tuple[str, ...]]:
+    """The sites that compute each tensor of the file, through what will be fused with them."""
+    found: dict[str, tuple[str, ...]] = {}
+    for node in model.graph.node:
+        sites = tuple(_sites(node.input, weights))
+        if node.op_type in FUSED:
+            sites = found.get(node.input[0], ())
+        found.update(dict.fromkeys(node.output, sites))
     return found
 
 

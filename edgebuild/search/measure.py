@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,31 +53,34 @@ PROVING = Effort(seconds=5.0, count=700)
 
 def measure(case: Case, made: Sequence[Made], device: Device, progress: Progress) -> list[Trial]:
     """Tries every artifact on the validation split and the clock."""
-    with progress.step("Running on validation data", total=len(made)) as step:
-
-        def validated(one: Made) -> EdgebuildError | None:
-            try:
-                outputs_of(case, one.artifact, case.validation, device)
-            except EdgebuildError as error:
-                return error
-            finally:
-                step.advance(f"{one.recipe.format} {one.recipe.name}")
-            return None
-
-        with ThreadPoolExecutor(WORKERS) as pool:
-            errors = list(pool.map(validated, made))
+    _run_side_by_side(case, made, device, progress)
     trials = []
     with progress.step("Measuring latency and memory", total=len(made)) as step:
-        for one, error in zip(made, errors, strict=True):
-            trials.append(_trial(case, one, device, error))
+        for one in made:
+            trials.append(_trial(case, one, device))
             step.advance(f"{one.recipe.format} {one.recipe.name}")
     return trials
 
 
-def _trial(case: Case, made: Made, device: Device, error: EdgebuildError | None) -> Trial:
+def _run_side_by_side(case: Case, made: Sequence[Made], device: Device, progress: Progress) -> None:
+    """Fills the cache with everybody's outputs; who fails here fails again when they are read."""
+    with progress.step("Running on validation data", total=len(made)) as step:
+
+        def run(one: Made) -> None:
+            with suppress(EdgebuildError):
+                outputs_of(case, one.artifact, case.validation, device)
+            step.advance(f"{one.recipe.format} {one.recipe.name}")
+
+        pool = ThreadPoolExecutor(WORKERS)
+        try:
+            list(pool.map(run, made))
+        finally:
+            # After Ctrl-C, what is queued must not start, nor what runs be waited for.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _trial(case: Case, made: Made, device: Device) -> Trial:
     try:
-        if error is not None:
-            raise error
         outputs = outputs_of(case, made.artifact, case.validation, device)
         found = parity(outputs, case.reference(case.validation))
         _refuse_lost_parity(made, outputs, found.relative_error)

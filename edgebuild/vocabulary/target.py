@@ -17,6 +17,7 @@ from edgebuild.vocabulary.units import (
     OperationsPerSecond,
     Seconds,
     Watts,
+    format_size,
     parse_power,
     parse_rate,
     parse_share,
@@ -150,6 +151,21 @@ class Target:
     def app_memory(self) -> Bytes:
         """What one application may take of the device's RAM."""
         return Bytes(round(self.memory.ram * self.memory.app_share))
+
+    def refuse_impossible(self, budget: Budget) -> None:
+        """A wish that the device itself cannot grant is a mistake, not a constraint.
+
+        Raises:
+            InvalidQuantity: more memory than an application may take here, or power without the
+                rate that it is meant at.
+        """
+        if budget.memory is not None and budget.memory > self.app_memory:
+            raise InvalidQuantity(
+                f"budget line memory: {format_size(budget.memory)} is more than the "
+                f"{format_size(self.app_memory)} that an application may take of {self.name}"
+            )
+        if budget.power is not None and budget.rate is None:
+            raise InvalidQuantity('budget line power: says nothing without a rate, as "2 /s"')
 
     @property
     def is_this_machine(self) -> bool:

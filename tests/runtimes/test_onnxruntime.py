@@ -70,6 +70,16 @@ def test_signed_layers_without_the_session_setting_are_seen_to_run_in_float(
     assert all("Conv" in run.kernel or "Gemm" in run.kernel for run in fallen)
 
 
+@pytest.mark.parametrize("name", ["mobilenet-v2", "ssdlite", "residual-cnn"])
+def test_float_convolutions_are_found_though_their_weights_lose_their_names(
+    workshop: Workshop, name: str
+) -> None:
+    artifact = workshop.artifact(name, "onnx", Precision.FP32)
+    runs = workshop.kernels_of(name, artifact)
+    floating = {s for run in runs if run.arithmetic is Arithmetic.FLOAT for s in run.sites}
+    assert floating == {site.path for site in workshop.subject(name).program.sites}
+
+
 def test_the_census_times_every_kernel(workshop: Workshop) -> None:
     artifact = workshop.artifact("residual-cnn", "onnx", Precision.FP32)
     runs = workshop.kernels_of("residual-cnn", artifact)
