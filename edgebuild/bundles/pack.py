@@ -29,12 +29,12 @@ def check_destination(folder: Path) -> None:
         raise InvalidDestination(
             f"{folder} exists and is no bundle: it will not be overwritten. Give another folder"
         )
-    parent = folder.absolute().parent
+    # The folders on the way are made when the bundle is written: a build that fails leaves none.
+    nearest = next(parent for parent in folder.absolute().parents if parent.exists())
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=parent).close()
+        tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
-        raise InvalidDestination(f"{parent} cannot be written to: {error.strerror}") from None
+        raise InvalidDestination(f"{nearest} cannot be written to: {error.strerror}") from None
 
 
 def pack(
@@ -49,6 +49,7 @@ def pack(
     `golden` maps "input" and "output" to arrays, (count, …) each.
     """
     parent = folder.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=parent))
     try:
         shutil.copyfile(model, scratch / manifest.artifact.file)

@@ -44,7 +44,11 @@ class Local:
         program = sys.executable if program == "python" else program
         try:
             process = subprocess.Popen(
-                [program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                [program, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
             )
         except OSError as error:
             raise DeviceError(f"{program} cannot be started: {error.strerror}") from None

@@ -192,5 +192,6 @@ def show_verification(console: Console, bundle: Bundle, found: Verification) -> 
     """What `edgebuild verify` found."""
     console.print(
         f"[green]{escape(str(bundle.path))} is intact[/]: {found.files} files by SHA-256; "
-        f"golden outputs within {found.relative_error:.2g} (limit {found.limit:g}) in {found.runtime}"
+        f"golden outputs within {found.relative_error:.2g} (limit {found.limit:g}) "
+        f"in {found.runtime}"
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from packaging.version import InvalidVersion, Version
 from pydantic import TypeAdapter
 
 from edgebuild import catalog
@@ -13,7 +14,12 @@ from edgebuild.cache import digest
 from edgebuild.search.case import Case
 from edgebuild.vocabulary.artifact import Arithmetic, Artifact, Census, Fallback, KernelRun
 from edgebuild.vocabulary.contracts import Progress
-from edgebuild.vocabulary.errors import EdgebuildError, FellBackToFloat
+from edgebuild.vocabulary.errors import (
+    EdgebuildError,
+    FellBackToFloat,
+    InvalidTarget,
+    PrecisionRefused,
+)
 from edgebuild.vocabulary.recipe import Candidate, Recipe
 from edgebuild.vocabulary.target import RuntimeFacts, Target
 from edgebuild.vocabulary.trial import Trial
@@ -37,6 +43,8 @@ def make(
         for recipe in recipes:
             try:
                 made.append(_make(case, recipe))
+            except InvalidTarget:
+                raise
             except EdgebuildError as error:
                 failed.append(Trial(recipe, failure=f"{type(error).__name__}: {error}"))
             step.advance(f"{recipe.format} {recipe.name}")
@@ -45,6 +53,7 @@ def make(
 
 def _make(case: Case, recipe: Recipe) -> Made:
     artifact = _artifact(case, recipe)
+    _refuse_old_runtime(artifact, runtime_facts(case.target, artifact.runtime))
     census = _census(case, recipe, artifact)
     _refuse_float_kernels(recipe, census, artifact.runtime)
     return Made(recipe, artifact, census)
@@ -83,6 +92,32 @@ def _census(case: Case, recipe: Recipe, artifact: Artifact) -> Census:
 
 def runtime_facts(target: Target, name: str) -> RuntimeFacts:
     return next(runtime for runtime in target.runtimes if runtime.name == name)
+
+
+def _refuse_old_runtime(artifact: Artifact, runtime: RuntimeFacts) -> None:
+    """A release that is older than the artifact needs may compute it wrongly, and say nothing.
+
+    Raises:
+        PrecisionRefused: the target says that it has such a release.
+    """
+    package, _, release = runtime.version.rpartition(" ")
+    package = package or catalog.runtime(runtime.name).package
+    needed = artifact.minimum_runtime.get(package)
+    if needed is None:
+        named = " or ".join(f"{name} {since}" for name, since in artifact.minimum_runtime.items())
+        raise PrecisionRefused(f"the target has {package} {release}; this needs {named}")
+    try:
+        is_old = Version(release) < Version(needed)
+    except InvalidVersion:
+        raise InvalidTarget(
+            f"runtime.{runtime.name}.version: {runtime.version!r} is no release: "
+            'write "2.3.0", or "tflite-runtime 2.14.0" for another package'
+        ) from None
+    if is_old:
+        raise PrecisionRefused(
+            f"the target has {package} {release}, which is not known to compute this rightly: "
+            f"it needs {needed}"
+        )
 
 
 def _fallbacks(recipe: Recipe, runs: Sequence[KernelRun]) -> Iterator[Fallback]:

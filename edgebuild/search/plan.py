@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 from edgebuild import catalog
 from edgebuild.search.case import Case
-from edgebuild.vocabulary.contracts import Exporter
+from edgebuild.vocabulary.contracts import Exporter, Method
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Site
 from edgebuild.vocabulary.recipe import Choice, Recipe
@@ -72,10 +73,15 @@ def refusal(site: Site, precision: Precision, exporter: Exporter, runtime: Runti
     """Why a site cannot have a precision in this format on this target; empty where it can."""
     if precision is Precision.FP32:
         return ""
-    method = catalog.method("quantize")
-    return exporter.refusal(site.kind, precision) or method.refusal(
+    return exporter.refusal(site.kind, precision) or _quantize().refusal(
         site, Choice("quantize", precision), runtime
     )
+
+
+@functools.cache
+def _quantize() -> Method:
+    """Looked up once: the look-up reads what is installed, and every site asks for it."""
+    return catalog.method("quantize")
 
 
 def _next_best(

@@ -100,6 +100,7 @@ class Runtime(Protocol):
     """What runs an artifact, and can say which kernels it used."""
 
     name: ClassVar[str]
+    package: ClassVar[str]
 
     def version(self) -> str:
         """The release that is installed here."""

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 import small_build
 from conftest import Workshop
+
 from edgebuild.bundles.manifest import Bundle, load_bundle
 
 

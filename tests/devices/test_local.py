@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,12 @@ def test_a_file_is_pulled_under_its_new_name(device: Device, tmp_path: Path) -> 
     assert (tmp_path / "here").read_text() == "text"
 
 
-def test_it_can_be_entered_and_left(device: Device) -> None:
-    with device as entered:
-        assert entered.name == "host"
+def test_leaving_it_ends_what_still_runs(device: Device, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    command = ["python", "-c", WRITE_PID_AND_SLEEP, str(pid)]
+    with ThreadPoolExecutor(1) as pool:
+        with device as entered:
+            done = pool.submit(entered.run, command, SOON)
+            while not (pid.exists() and pid.read_text()):
+                time.sleep(0.01)
+        assert done.result(timeout=20).returncode == -9

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-
 import small_build
 from conftest import Workshop
+
 from edgebuild.search.case import Case
 
 

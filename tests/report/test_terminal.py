@@ -1,0 +1,123 @@
+"""The terminal shows what was built, whatever brackets its names hold."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from edgebuild.bundles.manifest import Bundle
+from edgebuild.bundles.verify import Verification
+from edgebuild.report import terminal, words
+from edgebuild.report.silence import Silence
+from edgebuild.vocabulary.artifact import Census, Fallback
+from edgebuild.vocabulary.recipe import Recipe
+from edgebuild.vocabulary.trial import Trial
+
+BRACKETS = "[/bold] and [red]"
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=240)
+
+
+def shown(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_bundle_is_shown_with_every_budget_line_and_its_verdict(
+    built: Bundle, console: Console
+) -> None:
+    terminal.show_bundle(console, built)
+    text = shown(console)
+    assert words.verdict(built.manifest) in text
+    for line in built.verdict.lines:
+        for cell in words.line(line):
+            assert cell in text
+    assert str(built.path) in text
+
+
+def test_latencies_of_this_machine_are_said_to_be_its_own(built: Bundle, console: Console) -> None:
+    terminal.show_bundle(console, built)
+    (line,) = [line for line in shown(console).splitlines() if "latency p50" in line]
+    assert "measured on host" in line
+
+
+def test_trials_are_shown_with_the_chosen_one_marked(built: Bundle, console: Console) -> None:
+    terminal.show_trials(console, built.manifest)
+    marked = [line for line in shown(console).splitlines() if "→" in line]
+    assert len(marked) == 1
+    assert built.manifest.recipe.name in marked[0]
+    for trial in built.manifest.tried:
+        assert trial.recipe.name in shown(console)
+
+
+def test_a_failed_trial_is_shown_with_its_reason(built: Bundle, console: Console) -> None:
+    failed = Trial(Recipe("fp16", "onnx", ()), failure=f"ParityLost: {BRACKETS}")
+    terminal.show_trials(console, replace(built.manifest, tried=(failed,)))
+    assert f"onnx fp16: ParityLost: {BRACKETS}" in shown(console)
+
+
+def test_names_with_brackets_are_shown_as_they_are(built: Bundle, console: Console) -> None:
+    manifest = built.manifest
+    named = replace(
+        manifest,
+        workload=replace(manifest.workload, name=f"net {BRACKETS}"),
+        target=replace(manifest.target, title=f"board {BRACKETS}"),
+    )
+    terminal.show_bundle(console, Bundle(Path(f"dist {BRACKETS}"), named))
+    for name in ("net", "board", "dist"):
+        assert f"{name} {BRACKETS}" in shown(console)
+
+
+def test_float_kernels_are_grouped_by_their_reason(built: Bundle, console: Console) -> None:
+    fallbacks = [Fallback("Conv", (f"layer.{number}",), "kept in float") for number in range(6)]
+    census = Census((), (*fallbacks, Fallback("Pool", (), "has no weights to quantize")))
+    terminal.show_fallbacks(console, replace(built.manifest, census=census))
+    assert "layer.0, layer.1, layer.2, layer.3 …" in shown(console)
+    assert shown(console).count("kept in float") == 1
+    assert "has no weights to quantize" in shown(console)
+
+
+def test_where_nothing_fell_back_nothing_is_said(built: Bundle, console: Console) -> None:
+    terminal.show_fallbacks(console, replace(built.manifest, census=Census(())))
+    assert shown(console) == ""
+
+
+def test_a_measurement_is_shown_with_its_bounds(built: Bundle, console: Console) -> None:
+    measurement = replace(built.manifest.measurement, latencies=(0.001,) * 50)
+    terminal.show_measurement(console, built, measurement)
+    assert "1 ms (1 ms to 1 ms, n = 50), measured on host" in shown(console)
+    assert "early-stopping bound" in terminal.latency(measurement, "latency_p50")
+
+
+def test_a_run_whose_halves_disagree_is_called_inconclusive(built: Bundle) -> None:
+    drifting = replace(built.manifest.measurement, latencies=(0.001,) * 500 + (0.002,) * 500)
+    assert terminal.latency(drifting, "latency_p50").endswith("INCONCLUSIVE: the halves disagree")
+
+
+def test_an_intact_bundle_is_said_to_be(built: Bundle, console: Console) -> None:
+    terminal.show_verification(console, built, Verification(7, 0.001, 0.05, "a runtime 1.0"))
+    text = " ".join(shown(console).split())
+    assert "is intact: 7 files by SHA-256; golden outputs within 0.001 (limit 0.05)" in text
+
+
+def test_progress_is_a_bar_a_step(console: Console) -> None:
+    with terminal.Bars(console) as bars, bars.step("Working", total=2) as step:
+        step.advance("first")
+        bars.say("halfway")
+        step.advance("second")
+    assert "halfway" in shown(console)
+    assert "2/2" in shown(console)
+
+
+def test_silence_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with Silence().step("Working", total=2) as step:
+        step.advance("first")
+        step.say("aloud")
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,150 @@
+"""Numbers become text with their units and their evidence, and never claim more than they hold."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgebuild.bundles.manifest import Bundle, Manifest
+from edgebuild.report import words
+from edgebuild.vocabulary.measurement import Evidence, Figure
+from edgebuild.vocabulary.recipe import Recipe
+from edgebuild.vocabulary.target import Budget
+from edgebuild.vocabulary.trial import Trial
+from edgebuild.vocabulary.verdict import BudgetLine, Status, Verdict
+
+LINES = [wish.name for wish in fields(Budget) if wish.name != "rate"]
+
+
+def measured(value: float) -> Figure:
+    return Figure(value, Evidence.MEASURED, "host (a CPU)")
+
+
+def predicted(value: float, low: float | None = None, high: float | None = None) -> Figure:
+    return Figure(value, Evidence.PREDICTED, "a-target", low, high, "a roofline")
+
+
+# ---- figures
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("latency_p50", 0.0043, "4.3 ms"),
+        ("latency_p99", 0.000012, "12 µs"),
+        ("host_latency_p99", 1.5, "1.5 s"),
+        ("load_time", 0.25, "250 ms"),
+        ("memory", 64e6, "64 MB"),
+        ("storage", 5_120, "5.12 kB"),
+        ("power", 0.75, "750 mW"),
+        ("accuracy_drop", 0.0125, "1.25 %"),
+        ("integer_kernels", 2 / 3, "66.7 %"),
+        ("integer_time", 1.0, "100 %"),
+        ("score", 0.98765, "0.9877"),
+    ],
+)
+def test_every_figure_has_its_unit(name: str, value: float, expected: str) -> None:
+    assert words.value(name, measured(value)) == expected
+
+
+def test_a_prediction_is_shown_with_its_interval() -> None:
+    shown = words.value("latency_p99", predicted(0.0043, 0.0017, 0.013))
+    assert shown == "~4.3 ms (1.7 ms to 13 ms)"
+
+
+@given(
+    name=st.sampled_from(sorted(words.FORMATS)),
+    value=st.floats(0, 1e6),
+    interval=st.none() | st.just((0.0, 2e6)),
+)
+def test_a_prediction_never_looks_measured(
+    name: str, value: float, interval: tuple[float, float] | None
+) -> None:
+    assert words.value(name, predicted(value, *(interval or ()))).startswith("~")
+    assert not words.value(name, measured(value)).startswith("~")
+
+
+@pytest.mark.parametrize("evidence", Evidence)
+def test_evidence_begins_with_its_kind_and_names_the_place(evidence: Evidence) -> None:
+    shown = words.evidence(Figure(1.0, evidence, "a-place", note="on these grounds"))
+    linked = "for" if evidence is Evidence.PREDICTED else "on"
+    assert shown == f"{evidence} {linked} a-place: on these grounds"
+
+
+# ---- budget lines
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_every_budget_line_has_words(name: str) -> None:
+    found = words.line(BudgetLine(name, 0.5, measured(0.25), Status.MET))
+    title, limit, shown, status, reason = found
+    assert name.split("_")[0] in title
+    assert limit.split()[-1] == words.value(name, measured(0.5)).split()[-1]
+    assert shown == words.value(name, measured(0.25))
+    assert (status, reason) == ("met", "measured on host (a CPU)")
+    assert words.next_step(BudgetLine(name, 0.5, None, Status.UNKNOWN)).startswith("raise --")
+
+
+def test_a_breached_line_says_by_how_much() -> None:
+    line = BudgetLine("memory", 100.0, measured(150.0), Status.BREACHED)
+    assert words.line(line)[-1] == "50 % over; measured on host (a CPU)"
+
+
+def test_a_breached_limit_of_zero_has_no_percentage() -> None:
+    line = BudgetLine("accuracy_drop", 0.0, measured(0.01), Status.BREACHED)
+    assert words.line(line)[-1] == "measured on host (a CPU)"
+
+
+def test_a_line_without_a_figure_is_unknown_and_says_why() -> None:
+    line = BudgetLine("power", 3.0, None, Status.UNKNOWN, "no meter was read")
+    assert words.line(line)[2:] == ("unknown", "unknown", "no meter was read")
+
+
+# ---- verdicts
+
+
+def manifest_with(built: Bundle, *lines: BudgetLine) -> Manifest:
+    return replace(built.manifest, verdict=Verdict(lines))
+
+
+def test_a_verdict_counts_its_lines_by_status(built: Bundle) -> None:
+    lines = (
+        BudgetLine("memory", 1.0, measured(0.5), Status.MET),
+        BudgetLine("storage", 1.0, measured(0.5), Status.MET),
+        BudgetLine("power", 1.0, None, Status.UNKNOWN),
+    )
+    said = words.verdict(manifest_with(built, *lines))
+    assert said == "No budget line of robot-raspberry-pi-5 is breached: 2 met, 1 unknown."
+
+
+def test_a_breached_verdict_names_the_line_the_limit_and_the_next_step(built: Bundle) -> None:
+    lines = (
+        BudgetLine("latency_p99", 0.01, predicted(0.05, 0.005, 0.1), Status.UNKNOWN),
+        BudgetLine("storage", 1000.0, measured(1500.0), Status.BREACHED),
+    )
+    said = words.verdict(manifest_with(built, *lines))
+    assert "Does not fit robot-raspberry-pi-5: storage is 1.5 kB, budget 1 kB" in said
+    assert "raise --storage" in said
+
+
+def test_without_a_budget_nothing_is_claimed(built: Bundle) -> None:
+    said = words.verdict(manifest_with(built))
+    assert said.startswith("No budget was stated for robot-raspberry-pi-5")
+
+
+# ---- trials
+
+
+def test_a_failed_trial_has_dashes_for_figures() -> None:
+    trial = Trial(Recipe("int8-static", "onnx", ()), failure="it failed")
+    assert words.trial_row(trial, ("score", "storage")) == ["onnx", "int8-static", "–", "–"]
+
+
+@given(text=st.text())
+def test_any_text_fits_into_a_cell(text: str) -> None:
+    shown = words.cell(text)
+    assert len(shown.splitlines()) <= 1
+    assert shown.replace("\\|", "").count("|") == 0

@@ -1,0 +1,152 @@
+"""The command line as a user meets it: exit codes, one clear line, --json."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DIGITS = str(ROOT / "benchmarks" / "digits.py")
+PROGRAM = str(Path(sys.executable).with_name("edgebuild"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEBUILD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def edgebuild(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PROGRAM, *words], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dist") / "digits"
+    done = edgebuild(
+        *("build", DIGITS, "-t", "phone-budget", "-o", str(out)),
+        *("--precision", "int8-static", "--format", "tflite"),
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+BAD_INPUT = {
+    "an unknown command": (["bild"], "Did you mean 'build'?"),
+    "no target": (["build", DIGITS], "target"),
+    "an unknown target": (["build", DIGITS, "-t", "raspberry-pi-5"], "robot-raspberry-pi-5"),
+    "a target without a unit": (
+        ["build", DIGITS, "-t", str(ROOT / "tests/targets/no-unit.toml")],
+        "has no unit",
+    ),
+    "a budget without a unit": (
+        ["build", DIGITS, "-t", "host", "--latency", "22"],
+        "budget line latency_p99: '22' has no unit",
+    ),
+    "a budget above the device's facts": (
+        ["build", DIGITS, "-t", "robot-raspberry-pi-5", "--memory", "64 GB"],
+        "more than the 5.6 GB",
+    ),
+    "an unknown precision": (["build", DIGITS, "-t", "host", "--precision", "int7"], "int7"),
+    "a workload that is not there": (["build", "no-such.py", "-t", "host"], "no-such.py"),
+    "a network in train mode": (
+        ["build", str(ROOT / "tests/workloads/train-mode.py"), "-t", "host"],
+        ".eval()",
+    ),
+    "an empty split": (
+        ["build", str(ROOT / "tests/workloads/empty-test-split.py"), "-t", "host"],
+        "the test split is empty",
+    ),
+    "an ONNX file": (["build", "model.onnx", "-t", "host"], "ONNX"),
+    "a folder that is no bundle": (["explain", str(ROOT)], "is no bundle"),
+}
+
+
+@pytest.mark.parametrize(("words", "told"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_bad_input_is_one_line_and_exit_code_2(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = edgebuild(*words)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2
+    assert len(errors) == 1
+    assert told in errors[0]
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_else_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    done = edgebuild("build", DIGITS, "-t", "host", "-o", str(tmp_path))
+    assert done.returncode == 2
+    assert "will not be overwritten" in done.stderr
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_breached_budget_is_exit_code_3_and_says_by_how_much(tmp_path: Path) -> None:
+    done = edgebuild(
+        *("build", DIGITS, "-t", "host", "-o", str(tmp_path / "out"), "--storage", "1 kB"),
+        *("--precision", "fp32", "--format", "tflite"),
+    )
+    assert done.returncode == 3
+    assert "Does not fit host" in done.stderr
+    assert "% over" in done.stderr
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_strict_asks_for_measured_lines(tmp_path: Path) -> None:
+    words = ["build", DIGITS, "-t", "phone-budget", "-o", str(tmp_path / "out")]
+    options = ["--precision", "int8-static", "--format", "tflite"]
+    assert edgebuild(*words, *options, "--strict").returncode == 3
+
+
+def test_a_bundle_can_be_built_anew_in_its_place(dist: Path) -> None:
+    done = edgebuild(
+        *("build", DIGITS, "-t", "phone-budget", "-o", str(dist), "--json"),
+        *("--precision", "int8-static", "--format", "tflite"),
+    )
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["artifact"]["format"] == "tflite"
+
+
+def test_explain_names_what_was_tried_and_the_verdict(dist: Path) -> None:
+    done = edgebuild("explain", str(dist))
+    assert done.returncode == 0
+    assert "int8-static" in done.stderr
+    assert "No budget line of phone-budget is breached" in " ".join(done.stderr.split())
+
+
+def test_bench_measures_again(dist: Path) -> None:
+    done = edgebuild("bench", str(dist), "--seconds", "0.1", "--count", "50", "--json")
+    assert done.returncode == 0
+    assert len(json.loads(done.stdout)["latencies"]) >= 50
+
+
+def test_verify_passes_on_an_intact_bundle(dist: Path) -> None:
+    done = edgebuild("verify", str(dist), "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["relative_error"] == 0.0
+
+
+def test_verify_names_a_changed_file(dist: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(dist), str(copy)], check=True)
+    (copy / "run.py").write_text("print('something else')\n")
+    done = edgebuild("verify", str(copy))
+    assert done.returncode == 2
+    assert "run.py was changed" in done.stderr
+
+
+def test_targets_lists_all_and_shows_one_with_its_sources() -> None:
+    everything = edgebuild("targets", "--json")
+    assert len(json.loads(everything.stdout)) >= 11
+    one = edgebuild("targets", "car-sa8295p")
+    assert "22 ms" in one.stdout
+    assert "source" in one.stdout
