@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 from edgebuild import Workload, build
@@ -20,6 +21,10 @@ from edgebuild.search import measure, prove
 from edgebuild.search.case import Case, open_case
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.target import Target
+
+# Other tests and builds may keep the machine busy.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 Pair = tuple[Tensor, None]
 TARGET = "robot-raspberry-pi-5"

@@ -124,6 +124,11 @@ class Graph:
         """The site of every layer, by its number and operator."""
         return {f"{operator.index} {operator.name}": operator.site for operator in self.weighted}
 
+    def origins(self, name: str) -> list[str]:
+        """The captured operators that became operators of the given TFLite name."""
+        scopes = [operator.scope for operator in self.operators if operator.name == name]
+        return sorted({node for scope in scopes for node in _NODE.findall(scope)})
+
     @property
     def outputs(self) -> set[int]:
         return {int(tensor) for tensor in self._subgraph.outputs}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer import quantizer
 from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
@@ -19,7 +20,7 @@ from edgebuild.exporters._tflite_graph import Graph, flatten_biases, node_names
 from edgebuild.exporters._tflite_recipe import add_rules
 from edgebuild.samples import StoredSamples
 from edgebuild.vocabulary.artifact import Artifact
-from edgebuild.vocabulary.errors import NotExportable, PrecisionRefused
+from edgebuild.vocabulary.errors import NotExportable, PrecisionRefused, first_line
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.program import Program
 from edgebuild.vocabulary.recipe import Candidate
@@ -29,6 +30,7 @@ CALIBRATION_SAMPLES = 64
 # Statistics of a tensor ("min", "max") by its name.
 Ranges = dict[str, dict[str, Any]]
 MISSING_OPERATOR = re.compile(r"Lowering not found: (\w+\.\w+)")
+UNKNOWN_OPERATOR = re.compile(r"builtin opcode '(\w+)'")
 
 NO_KERNEL: Mapping[tuple[LayerKind, Precision], str] = {
     (LayerKind.CONVOLUTION, Precision.INT4_WEIGHTS): "XNNPACK has no four-bit convolution",
@@ -93,6 +95,7 @@ class Tflite:
         def make(folder: Path) -> None:
             _convert(program, folder / "float.tflite")
             flatten_biases(folder / "float.tflite")
+            _refuse_unknown_operators(folder / "float.tflite", program)
 
         return self.cache.entry("tflite-float", program.fingerprint, make) / "float.tflite"
 
@@ -124,6 +127,23 @@ def _convert(program: Program, path: Path) -> None:
             litert_torch.convert(network, tuple(t.clone() for t in example)).export(str(path))
         except Exception as error:
             raise NotExportable(f"tflite: {_reason(error)}") from error
+
+
+def _refuse_unknown_operators(path: Path, program: Program) -> None:
+    """The converter writes operators that the runtime does not have; loading tells.
+
+    Raises:
+        NotExportable: names the runtime's operator and the network's that became it.
+    """
+    try:
+        with quiet():
+            Interpreter(model_path=str(path)).allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        unknown = UNKNOWN_OPERATOR.search(str(error))
+        if unknown is None:
+            raise NotExportable(f"tflite: LiteRT cannot load it: {first_line(error)}") from error
+        origin = ", ".join(Graph.read(path, program).origins(unknown[1]))
+        raise NotExportable(f"tflite: LiteRT has no operator {unknown[1]} (of {origin})") from error
 
 
 def _reason(error: Exception) -> str:

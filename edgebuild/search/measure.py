@@ -83,7 +83,7 @@ def _trial(case: Case, made: Made, device: Device) -> Trial:
     try:
         outputs = outputs_of(case, made.artifact, case.validation, device)
         found = parity(outputs, case.reference(case.validation))
-        _refuse_lost_parity(made, outputs, found.relative_error)
+        refuse_lost_parity(made, outputs, found.relative_error)
         score = case.score(outputs, case.validation)
         measurement = measurement_of(case, made.artifact, device, SEARCHING)
     except (ParityLost, DeviceError) as problem:
@@ -95,7 +95,8 @@ def _trial(case: Case, made: Made, device: Device) -> Trial:
     return Trial(made.recipe, figures, verdict, found, made.census)
 
 
-def _refuse_lost_parity(made: Made, outputs: Sequence[np.ndarray], error: float) -> None:
+def refuse_lost_parity(made: Made, outputs: Sequence[np.ndarray], error: float) -> None:
+    """Raises ParityLost where an artifact computes something else than its network."""
     name = f"{made.recipe.format} {made.recipe.name}"
     if not all(np.isfinite(output).all() for output in outputs):
         raise ParityLost(f"{name}: the outputs hold NaN or infinite values")

@@ -9,7 +9,13 @@ import numpy as np
 from edgebuild.search.case import Case
 from edgebuild.search.judge import judge
 from edgebuild.search.make import Made
-from edgebuild.search.measure import PROVING, figures_of, measurement_of, outputs_of
+from edgebuild.search.measure import (
+    PROVING,
+    figures_of,
+    measurement_of,
+    outputs_of,
+    refuse_lost_parity,
+)
 from edgebuild.search.score import parity
 from edgebuild.vocabulary.contracts import Device, Progress
 from edgebuild.vocabulary.measurement import Figure, Measurement
@@ -41,12 +47,18 @@ class Proof:
 
 
 def prove(case: Case, made: Made, device: Device, progress: Progress) -> Proof:
-    """Runs the test split and measures at length; the first look that anyone takes at it."""
+    """Runs the test split and measures at length; the first look that anyone takes at it.
+
+    Raises:
+        ParityLost: on these samples the artifact does not compute what its network does.
+    """
     with progress.step("Proving on test data", total=3) as step:
         reference = case.reference(case.test)
         float_score = case.score(reference, case.test)
         step.advance()
         outputs = outputs_of(case, made.artifact, case.test, device)
+        found = parity(outputs, reference)
+        refuse_lost_parity(made, outputs, found.relative_error)
         score = case.score(outputs, case.test)
         step.advance()
         measurement = measurement_of(case, made.artifact, device, PROVING)
@@ -60,7 +72,7 @@ def prove(case: Case, made: Made, device: Device, progress: Progress) -> Proof:
         float_score=float_score,
         figures=figures,
         verdict=judge(figures, case.budget, case.target),
-        parity=parity(outputs, reference),
+        parity=found,
         measurement=measurement,
         golden_inputs=[np.array(array[:GOLDEN_SAMPLES]) for array in case.validation.inputs()],
         golden_outputs=[output[:GOLDEN_SAMPLES] for output in validated],

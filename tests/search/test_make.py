@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from edgebuild.search.make import Made, make
 from edgebuild.search.plan import plan
 from edgebuild.vocabulary.artifact import Arithmetic, Artifact, KernelRun
 from edgebuild.vocabulary.contracts import Samples
-from edgebuild.vocabulary.errors import NotExportable
+from edgebuild.vocabulary.errors import InvalidTarget, NotExportable
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Site
 from edgebuild.vocabulary.recipe import Candidate, Choice, Recipe
@@ -47,7 +47,8 @@ class FakeExporter:
         self.calls += 1
         path = folder / "model.onnx"
         path.touch()
-        return Artifact(path, self.format, self.runtime, ("in",), ("out",))
+        needed = {"onnxruntime": "1.18.0", "tflite-runtime": "2.14.0"}
+        return Artifact(path, self.format, self.runtime, ("in",), ("out",), minimum_runtime=needed)
 
 
 @dataclass
@@ -56,7 +57,8 @@ class FakeRuntime:
 
     runs: Sequence[KernelRun] = ()
     name: str = "onnxruntime"
-    calls: int = field(default=0)
+    package: str = "onnxruntime"
+    calls: int = 0
 
     def version(self) -> str:
         return "1.0"
@@ -189,6 +191,43 @@ def test_a_bug_in_an_exporter_is_not_hidden(fresh: Case, fakes: Plugins) -> None
     fakes.exporter.export = small_build.failing(KeyError("a bug"))  # type: ignore[method-assign]
     with pytest.raises(KeyError):
         make(fresh, [all_static(fresh)], Silence())
+
+
+# ---- by releases that compute it rightly
+
+
+def with_release(case: Case, version: str) -> Case:
+    runtimes = (replace(runtime, version=version) for runtime in case.target.runtimes)
+    return replace(case, target=replace(case.target, runtimes=tuple(runtimes)))
+
+
+@pytest.mark.parametrize("version", ["1.18.0", "1.18.1", "1.100", "tflite-runtime 2.14.0"])
+def test_a_target_with_a_release_that_is_new_enough_gets_it(
+    version: str, fresh: Case, fakes: Plugins
+) -> None:
+    recipe = all_static(fresh, *fresh.program.sites)
+    assert made_of(with_release(fresh, version), recipe)
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        ("1.9.0", "the target has onnxruntime 1.9.0, which is not known to compute this rightly"),
+        ("tflite-runtime 2.13.0", "the target has tflite-runtime 2.13.0, which is not known"),
+        ("another 3.0", "the target has another 3.0; this needs onnxruntime 1.18.0 or tflite-"),
+    ],
+)
+def test_a_target_with_an_older_or_another_release_is_refused_it(
+    version: str, reason: str, fresh: Case, fakes: Plugins
+) -> None:
+    recipe = all_static(fresh, *fresh.program.sites)
+    failed = failure_of(with_release(fresh, version), recipe)
+    assert failed.failure.startswith(f"PrecisionRefused: {reason}")
+
+
+def test_a_version_that_is_no_release_is_the_profiles_fault(fresh: Case, fakes: Plugins) -> None:
+    with pytest.raises(InvalidTarget, match=r"runtime\.onnxruntime\.version: 'newest'"):
+        make(with_release(fresh, "newest"), [all_static(fresh)], Silence())
 
 
 # ---- only once

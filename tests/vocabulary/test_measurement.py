@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgebuild.vocabulary.measurement import Evidence, Figure, Measurement
 from edgebuild.vocabulary.units import Bytes, Seconds
 
 LATENCIES = st.lists(st.floats(min_value=1e-6, max_value=10.0), min_size=1, max_size=200)
+# The first percentile of a process waits for scipy.
+PATIENT = settings(deadline=None)
 SHARES = st.sampled_from([0.5, 0.9, 0.95, 0.99])
 
 
@@ -45,6 +47,7 @@ def test_one_latency_is_every_percentile() -> None:
     assert (found.low, found.value, found.high, found.early_stopping) == (0.3, 0.3, 0.3, None)
 
 
+@PATIENT
 @given(latencies=LATENCIES, share=SHARES)
 def test_a_percentile_and_its_bounds_are_latencies_of_the_run(
     latencies: list[float], share: float
@@ -54,6 +57,7 @@ def test_a_percentile_and_its_bounds_are_latencies_of_the_run(
     assert found.low <= found.value <= found.high
 
 
+@PATIENT
 @given(latencies=LATENCIES, share=SHARES, data=st.data())
 def test_the_order_of_the_run_changes_no_percentile(
     latencies: list[float], share: float, data: st.DataObject
@@ -62,6 +66,7 @@ def test_the_order_of_the_run_changes_no_percentile(
     assert measured(shuffled).percentile(share) == measured(latencies).percentile(share)
 
 
+@PATIENT
 @given(latencies=LATENCIES)
 def test_higher_percentiles_are_no_faster(latencies: list[float]) -> None:
     found = [measured(latencies).percentile(share).value for share in (0.5, 0.9, 0.99)]

@@ -1,0 +1,161 @@
+"""What an artifact says is compared with its network, and figures say where they are from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import small_build
+
+from edgebuild import catalog
+from edgebuild.inputs.target_file import load_target
+from edgebuild.report.silence import Silence
+from edgebuild.search import measure as measure_module
+from edgebuild.search import prove as prove_module
+from edgebuild.search.case import Case
+from edgebuild.search.make import Made, make
+from edgebuild.search.measure import Effort, figures_of, measure, measurement_of
+from edgebuild.search.plan import plan
+from edgebuild.search.prove import prove
+from edgebuild.vocabulary.contracts import Device
+from edgebuild.vocabulary.errors import ParityLost
+from edgebuild.vocabulary.measurement import Evidence
+from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.trial import Trial
+
+SHORT = Effort(seconds=0.0, count=64)
+
+
+@pytest.fixture
+def device() -> Iterator[Device]:
+    with catalog.device("local") as device:
+        yield device
+
+
+@pytest.fixture(scope="module")
+def made(case: Case) -> Made:
+    """The small network in fp32."""
+    (recipe,) = plan(case, {}, ["onnx"], [Precision.FP32])
+    (found,), _ = make(case, [recipe], Silence())
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _short_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_module, "SEARCHING", SHORT)
+    monkeypatch.setattr(prove_module, "PROVING", SHORT)
+
+
+def tried(case: Case, made: Made, device: Device) -> Trial:
+    (trial,) = measure(case, [made], device, Silence())
+    return trial
+
+
+# ---- parity
+
+
+def test_a_float_artifact_computes_what_its_network_does(
+    case: Case, made: Made, device: Device
+) -> None:
+    trial = tried(case, made, device)
+    assert trial.failure == ""
+    assert trial.score == 1.0
+    assert trial.parity is not None
+    assert trial.parity.relative_error < 1e-5
+
+
+def outputs_with(monkeypatch: pytest.MonkeyPatch, value: float, wrong: float) -> None:
+    """Lets every artifact say what it says, but for one value that goes wrong."""
+    real = measure_module.outputs_of
+
+    def wronged(*asked: object) -> list[np.ndarray]:
+        outputs = [output.copy() for output in real(*asked)]  # type: ignore[arg-type]
+        outputs[0].flat[0] = outputs[0].flat[0] * value + wrong
+        return outputs
+
+    monkeypatch.setattr(measure_module, "outputs_of", wronged)
+    monkeypatch.setattr(prove_module, "outputs_of", wronged)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (np.nan, "the outputs hold NaN or infinite values"),
+        (np.inf, "the outputs hold NaN or infinite values"),
+        (1.0, "the outputs differ from the network's by"),
+    ],
+)
+def test_lost_outputs_are_a_failed_trial_and_no_proof(
+    wrong: float,
+    reason: str,
+    case: Case,
+    made: Made,
+    device: Device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outputs_with(monkeypatch, 1.0, wrong)
+    trial = tried(case, made, device)
+    assert trial.failure.startswith(f"ParityLost: onnx fp32: {reason}")
+    assert trial.figures == {}
+    with pytest.raises(ParityLost, match=reason):
+        prove(case, made, device, Silence())
+
+
+# ---- evidence
+
+
+def test_elsewhere_only_the_score_and_the_file_are_known_for_the_target(
+    case: Case, made: Made, device: Device
+) -> None:
+    figures = tried(case, made, device).figures
+    for name in ("latency_p99", "memory", "accuracy_drop", "power"):
+        assert figures[name].evidence is Evidence.PREDICTED
+        assert figures[name].where == case.target.name
+    for name in ("score", "latency_p50", "host_latency_p99", "storage"):
+        assert figures[name].evidence is Evidence.MEASURED
+        assert case.target.name not in figures[name].where
+
+
+def test_on_the_target_itself_all_is_measured(case: Case, made: Made, device: Device) -> None:
+    here = replace(case, target=load_target("host"))
+    measurement = measurement_of(here, made.artifact, device, SHORT)
+    figures = figures_of(here, made, measurement, 1.0, 1.0, device)
+    assert {figure.evidence for figure in figures.values()} == {Evidence.MEASURED}
+    assert figures["latency_p99"] == figures["host_latency_p99"]
+
+
+def test_power_is_modelled_only_from_facts_and_at_a_rate(
+    case: Case, made: Made, device: Device
+) -> None:
+    measurement = measurement_of(case, made.artifact, device, SHORT)
+
+    def found(changed: Case) -> bool:
+        return "power" in figures_of(changed, made, measurement, 1.0, 1.0, device)
+
+    assert found(case)
+    assert not found(replace(case, budget=replace(case.budget, rate=None)))
+    powerless = replace(case.target, power=replace(case.target.power, idle=None))
+    assert not found(replace(case, target=powerless))
+
+
+def test_power_never_exceeds_that_of_a_device_that_is_always_busy(
+    case: Case, made: Made, device: Device
+) -> None:
+    busy = replace(case, budget=replace(case.budget, rate=1e12))
+    measurement = measurement_of(busy, made.artifact, device, SHORT)
+    power = figures_of(busy, made, measurement, 1.0, 1.0, device)["power"]
+    facts = case.target.power
+    assert facts.active is not None
+    assert facts.idle is not None
+    assert power.value == pytest.approx(facts.active - facts.idle)
+    assert power.interval[1] == pytest.approx(facts.active - facts.idle)
+
+
+def test_what_was_measured_is_not_measured_again(
+    case: Case, made: Made, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = measurement_of(case, made.artifact, device, SHORT)
+    monkeypatch.setattr(device, "run", small_build.failing(AssertionError("ran again")))
+    assert measurement_of(case, made.artifact, device, SHORT) == first
