@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +111,11 @@ def dump_manifest(manifest: Manifest) -> bytes:
 
 def is_bundle(folder: Path) -> bool:
     """Whether the folder is one that this module could have written."""
-    return (folder / FILE).is_file() and (folder / "run.py").is_file()
+    try:
+        found = json.loads((folder / FILE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"edgebuild", "schema", "files"} <= set(found)
 
 
 def load_bundle(folder: Path) -> Bundle:

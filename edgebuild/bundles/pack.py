@@ -23,6 +23,8 @@ def check_destination(folder: Path) -> None:
     Raises:
         InvalidDestination: a file, a folder that holds something else, or no right to write.
     """
+    if folder.resolve() == Path.cwd():
+        raise InvalidDestination(f"{folder} is the current folder: give one of the bundle's own")
     if os.path.lexists(folder) and not folder.is_dir():
         raise InvalidDestination(f"{folder} is no folder: give a folder to write the bundle to")
     if folder.is_dir() and any(folder.iterdir()) and not is_bundle(folder):

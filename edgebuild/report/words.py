@@ -69,14 +69,22 @@ def verdict(manifest: Manifest) -> str:
     if found.status is Status.BREACHED and binding is not None:
         title, limit, shown, _, _ = line(binding)
         return (
-            f"Does not fit {target}: {title} is {shown}, budget {limit}. This is the nearest of "
-            f"{len(manifest.tried)} candidates; {next_step(binding)}"
+            f"Does not fit {target}: {title} is {shown}, budget {limit}. {_origin(manifest)}; "
+            f"{next_step(binding)}"
         )
     if not found.lines:
         return f"No budget was stated for {target}; pass --latency, --memory … to have one judged."
     counts = [f"{_count(manifest, status)} {status}" for status in Status]
     said = ", ".join(count for count in counts if not count.startswith("0 "))
     return f"No budget line of {target} is breached: {said}."
+
+
+def _origin(manifest: Manifest) -> str:
+    """How a candidate that breaks the budget came to be chosen."""
+    tried = [trial for trial in manifest.tried if not trial.failure]
+    if any(trial.verdict.status is not Status.BREACHED for trial in tried):
+        return "It kept the budget on validation data and breaks it on test data"
+    return f"This is the nearest of {len(tried)} candidates"
 
 
 def next_step(binding: BudgetLine) -> str:

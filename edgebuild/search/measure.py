@@ -26,7 +26,7 @@ from edgebuild.vocabulary.contracts import Device, Progress
 from edgebuild.vocabulary.errors import DeviceError, EdgebuildError, ParityLost
 from edgebuild.vocabulary.measurement import Evidence, Figure, Measurement
 from edgebuild.vocabulary.precision import Precision
-from edgebuild.vocabulary.trial import Trial
+from edgebuild.vocabulary.trial import Parity, Trial
 from edgebuild.vocabulary.units import Seconds
 
 DEADLINE = Seconds(3600.0)
@@ -82,8 +82,7 @@ def _run_side_by_side(case: Case, made: Sequence[Made], device: Device, progress
 def _trial(case: Case, made: Made, device: Device) -> Trial:
     try:
         outputs = outputs_of(case, made.artifact, case.validation, device)
-        found = parity(outputs, case.reference(case.validation))
-        refuse_lost_parity(made, outputs, found.relative_error)
+        found = parity_of(case, made, outputs, case.validation)
         score = case.score(outputs, case.validation)
         measurement = measurement_of(case, made.artifact, device, SEARCHING)
     except (ParityLost, DeviceError) as problem:
@@ -95,17 +94,26 @@ def _trial(case: Case, made: Made, device: Device) -> Trial:
     return Trial(made.recipe, figures, verdict, found, made.census)
 
 
-def refuse_lost_parity(made: Made, outputs: Sequence[np.ndarray], error: float) -> None:
-    """Raises ParityLost where an artifact computes something else than its network."""
+def parity_of(
+    case: Case, made: Made, outputs: Sequence[np.ndarray], samples: StoredSamples
+) -> Parity:
+    """How near an artifact's outputs are to its network's.
+
+    Raises:
+        ParityLost: outputs that are no numbers, or a float artifact that computes something else.
+    """
     name = f"{made.recipe.format} {made.recipe.name}"
     if not all(np.isfinite(output).all() for output in outputs):
         raise ParityLost(f"{name}: the outputs hold NaN or infinite values")
-    limit = max(FLOAT_LIMITS.get(p, np.inf) for p in made.recipe.precisions.values())
-    if error > limit:
+    found = parity(outputs, case.reference(samples))
+    limits = [FLOAT_LIMITS.get(p, np.inf) for p in made.recipe.precisions.values()]
+    limit = max(limits, default=FLOAT_LIMITS[Precision.FP32])
+    if found.relative_error > limit:
         raise ParityLost(
-            f"{name}: the outputs differ from the network's by {error:.2g} of their largest "
-            f"value, where rounding explains at most {limit:g}"
+            f"{name}: the outputs differ from the network's by {found.relative_error:.2g} of "
+            f"their largest value, where rounding explains at most {limit:g}"
         )
+    return found
 
 
 def figures_of(
@@ -121,11 +129,14 @@ def figures_of(
     p50, p99 = measurement.percentile(0.5), measurement.percentile(0.99)
     is_target = case.target.is_this_machine
     note = "" if is_target else made.artifact.caveat
+    worst = p99.high
     if not measurement.is_conclusive:
         note = "INCONCLUSIVE: the two halves of the run disagree"
+        # No percentile can be claimed of two distributions; only that all runs stayed below this.
+        worst = max(measurement.latencies)
     runtime = runtime_facts(case.target, made.artifact.runtime)
     predicted = predict_latency(case.program, made.recipe, case.target, runtime)
-    host_p99 = Figure(p99.value, Evidence.MEASURED, here, p99.low, p99.high, note)
+    host_p99 = Figure(p99.value, Evidence.MEASURED, here, p99.low, worst, note)
     memory = float(measurement.peak_memory)
     figures = {
         "score": Figure(score, Evidence.MEASURED, here),
@@ -182,7 +193,7 @@ def outputs_of(
 
     def run(folder: Path) -> None:
         with _spec(artifact, threads=1) as spec:
-            remote = f"{folder}/outputs"
+            remote = f"{device.push(spec.parent)}/outputs"
             _run(device, spec, "outputs", device.push(samples.folder), remote)
             device.pull(remote, folder)
 

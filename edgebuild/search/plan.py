@@ -48,7 +48,8 @@ def _recipes(
     for precision in precisions:
         recipe = uniform(precision, sites, exporter, runtime)
         reached = recipe.precisions.values()
-        if precision not in reached:
+        # A network without layers to choose for is still one to export.
+        if precision is not Precision.FP32 and precision not in reached:
             continue
         yield recipe
         if precision in MIXABLE and _is_mostly(precision, recipe):

@@ -14,9 +14,8 @@ from edgebuild.search.measure import (
     figures_of,
     measurement_of,
     outputs_of,
-    refuse_lost_parity,
+    parity_of,
 )
-from edgebuild.search.score import parity
 from edgebuild.vocabulary.contracts import Device, Progress
 from edgebuild.vocabulary.measurement import Figure, Measurement
 from edgebuild.vocabulary.precision import Precision
@@ -57,8 +56,7 @@ def prove(case: Case, made: Made, device: Device, progress: Progress) -> Proof:
         float_score = case.score(reference, case.test)
         step.advance()
         outputs = outputs_of(case, made.artifact, case.test, device)
-        found = parity(outputs, reference)
-        refuse_lost_parity(made, outputs, found.relative_error)
+        found = parity_of(case, made, outputs, case.test)
         score = case.score(outputs, case.test)
         step.advance()
         measurement = measurement_of(case, made.artifact, device, PROVING)

@@ -39,20 +39,24 @@ def parity(outputs: Arrays, reference: Arrays) -> Parity:
     )
 
 
-def divergence(outputs: Arrays, reference: Arrays) -> float:
+def divergence(outputs: Arrays, reference: Arrays, spread: Sequence[float] | None = None) -> float:
     """KL divergence of the outputs from the reference, in nats, mean over samples.
 
     A (count, classes) output is taken for logits. Any other is taken for the mean of a Gaussian
     whose variance is the reference's own, where KL is the squared error over twice the variance.
+    `spread` gives each output's variance where the samples at hand are too few to tell.
     """
-    return float(sum(_divergence(got, wanted) for wanted, got in _pairs(reference, outputs)))
+    pairs = _pairs(reference, outputs)
+    known = spread or [float(wanted.var()) for wanted, _ in pairs]
+    losses = (_divergence(got, wanted, s) for (wanted, got), s in zip(pairs, known, strict=True))
+    return float(sum(losses))
 
 
-def _divergence(got: np.ndarray, wanted: np.ndarray) -> float:
+def _divergence(got: np.ndarray, wanted: np.ndarray, spread: float) -> float:
     if wanted.ndim == 2 and wanted.shape[1] > 1:
         log_p, log_q = _log_softmax(wanted), _log_softmax(got)
         return float(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1)))
-    return float(np.mean((wanted - got) ** 2) / (2 * max(float(wanted.var()), 1e-12)))
+    return float(np.mean((wanted - got) ** 2) / (2 * max(spread, 1e-12)))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

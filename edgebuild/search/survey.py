@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,11 @@ def _survey(case: Case, progress: Progress) -> Mapping[Site, float]:
     with torch.no_grad(), progress.step("Surveying the layers", total=len(rows)) as step:
         watched = _Watched(module)
         wanted = [_flat(_run(watched, row)) for row in rows]
+        # One sample is too few to tell the variance of an output, above all of a single number.
+        spread = [float(np.var(column)) for column in zip(*wanted, strict=True)]
         for row, outputs in zip(rows, wanted, strict=True):
-            branched = _Branched(module, case.program.nodes, watched.ranges, outputs)
+            judged = partial(divergence, reference=outputs, spread=spread)
+            branched = _Branched(module, case.program.nodes, watched.ranges, judged)
             _run(branched, row)
             for site, loss in branched.losses.items():
                 losses[site].append(loss)
@@ -103,20 +107,19 @@ class _Branched(fx.Interpreter):
         module: fx.GraphModule,
         nodes: Mapping[Site, tuple[str, ...]],
         ranges: Mapping[str, tuple[float, float]],
-        wanted: list[np.ndarray],
+        loss: Callable[[list[np.ndarray]], float],
     ) -> None:
         super().__init__(module)
         self._branches = {names[0]: (site, names) for site, names in nodes.items()}
         self._ranges = ranges
-        self._wanted = wanted
+        self._loss = loss
         self.losses: dict[Site, float] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self._branches:
             site, names = self._branches[n.name]
             disturbed = _Disturbed(self.module, names, self._ranges)  # type: ignore[arg-type]
-            got = _flat(disturbed.run(initial_env=self._before(n)))
-            self.losses[site] = divergence(got, self._wanted)
+            self.losses[site] = self._loss(_flat(disturbed.run(initial_env=self._before(n))))
         return super().run_node(n)
 
     def _before(self, current: fx.Node) -> dict[fx.Node, Any]:

@@ -52,9 +52,9 @@ def test_what_is_read_has_the_types_that_were_written(bundle: Bundle) -> None:
     assert manifest.schema == SCHEMA
 
 
-def test_a_bundle_is_told_by_its_manifest_and_its_loader(bundle: Bundle) -> None:
+def test_a_bundle_is_told_by_its_manifest(bundle: Bundle) -> None:
     assert is_bundle(bundle.path)
-    (bundle.path / "run.py").unlink()
+    (bundle.path / "manifest.json").write_text('{"name": "of another tool"}')
     assert not is_bundle(bundle.path)
     assert not is_bundle(bundle.path / "nowhere")
 
