@@ -49,7 +49,8 @@ def _status(line: str, limit: float, figure: Figure) -> tuple[Status, str]:
 def choose(trials: Sequence[Trial]) -> Trial | None:
     """The best score of those that breach no line; if all do, the nearest; None if all failed.
 
-    Equal scores go to the lower latency on the target, then to the smaller file.
+    Equal scores go to the lower latency on the target, then to the smaller file,
+    then to the smaller memory.
     """
     candidates = [trial for trial in trials if not trial.failure]
     if not candidates:
@@ -59,6 +60,6 @@ def choose(trials: Sequence[Trial]) -> Trial | None:
 
 def _rank(trial: Trial) -> tuple[float, ...]:
     figures = trial.figures
-    preference = (-trial.score, figures["latency_p99"].value, figures["storage"].value)
+    costs = [figures[name].value for name in ("latency_p99", "storage", "memory")]
     # No line breached is an overrun of 0, so those stand first and by their score alone.
-    return (trial.verdict.overrun, *preference)
+    return (trial.verdict.overrun, -trial.score, *costs)
