@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgebuild.vocabulary.errors import InvalidDestination, NothingBuilt
+from edgebuild.vocabulary.errors import InputError, InvalidDestination, NothingBuilt
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.target import Budget, Target
 from edgebuild.vocabulary.workload import Workload
@@ -68,10 +68,14 @@ def build(
         wishes = target.budget.overridden_by(budget or Budget())
         target.refuse_impossible(wishes)
         check_destination(out)
+        _refuse_useless_formats(formats, target)
         with progress.step("Loading the workload"):
             workload = load_workload(workload) if isinstance(workload, str) else workload
             check_workload(workload)
         case = open_case(workload, target, wishes, Cache(default_root()), progress)
+        with progress.step("Scoring the network"):
+            # First of all: a score that fails must not fail after minutes of work.
+            _ = case.float_score
         sensitivity = survey(case, progress)
         recipes = plan(case, sensitivity, formats, precisions)
         made, failed = make(case, recipes, progress)
@@ -87,6 +91,17 @@ def build(
         return pack(out, manifest, proof.made.artifact.path, golden, render(manifest))
 
 
+def _refuse_useless_formats(formats: Sequence[str], target: Target) -> None:
+    from edgebuild import catalog
+
+    runtimes = [runtime.name for runtime in target.runtimes]
+    if not any(catalog.exporter(name).runtime in runtimes for name in formats):
+        raise InputError(
+            f"{target.name} runs {' and '.join(runtimes)}, which takes none of the formats "
+            f"{', '.join(formats)}"
+        )
+
+
 def _reasons(failed: Sequence[Trial]) -> str:
     if not failed:
         return "nothing to build: no format and precision that was asked for runs on the target"
@@ -97,12 +112,15 @@ def _reasons(failed: Sequence[Trial]) -> str:
 @contextmanager
 def _clear_disk_errors() -> Iterator[None]:
     """A full or read-only disk is no bug of ours; whatever was being written is gone again."""
+    from edgebuild.cache import default_root
+
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        place = str(error.filename or "the cache or the output folder")
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+        if not is_full and not place.startswith(str(default_root())):
             raise
-        place = error.filename or "the cache or the output folder"
         raise InvalidDestination(
             f"{place} cannot be written: {error.strerror}. Nothing was left half-written; "
             "free some space, or set EDGEBUILD_CACHE and -o to another disk"

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,6 +24,12 @@ LIBRARIES = (
     "litert-torch",
     "ai-edge-quantizer",
     "ai-edge-litert",
+    "litert-converter",
+    "torchao",
+    "jax",
+    "onnx-ir",
+    "ml-dtypes",
+    "protobuf",
 )
 
 
@@ -49,6 +56,19 @@ def toolchain() -> str:
     return digest(sources, [importlib.metadata.version(package) for package in LIBRARIES])
 
 
+@functools.cache
+def this_machine() -> str:
+    """Names what decides speed and kernels here: the processor with its features, and the cores.
+
+    Part of the key of whatever is measured: another machine may share the cache.
+    """
+    words = ("model", "flags", "Features", "CPU part", "cpu family", "stepping")
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    known = sorted({line for line in lines if line.startswith(words)})
+    return digest(platform.machine(), known, os.cpu_count())
+
+
 @dataclass(frozen=True)
 class Cache:
     """Folders by content; an entry is there whole or not at all, whatever killed its maker."""
@@ -66,6 +86,10 @@ class Cache:
                 make(scratch)
                 _publish(scratch, final)
         return final
+
+    def forget(self, entry: Path) -> None:
+        """Removes an entry, so that it is made anew the next time."""
+        shutil.rmtree(entry, ignore_errors=True)
 
     @contextmanager
     def adopt(self, kind: str) -> Iterator[tuple[Path, Callable[[str], Path]]]:

@@ -46,7 +46,7 @@ def main() -> None:
     except EdgebuildError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted: run the same command again to go on", file=sys.stderr)
         # At once: threads that wait for a device are of no more use.
         sys.stderr.flush()
@@ -135,7 +135,11 @@ def build(
     if as_json:
         _print_manifest(bundle)
     status = bundle.verdict.status
-    if status is Status.BREACHED or (strict and status is not Status.MET):
+    if status is Status.BREACHED:
+        sys.exit(BREACHED)
+    if strict and status is not Status.MET:
+        open_lines = [line.name for line in bundle.verdict.lines if line.status is not Status.MET]
+        console.print(f"--strict: not measured on the target: {', '.join(open_lines)}")
         sys.exit(BREACHED)
 
 

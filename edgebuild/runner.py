@@ -2,7 +2,7 @@
 """Runs a bundle on a device that has nothing but numpy and the bundle's runtime.
 
     python run.py                        replay the golden inputs and compare the outputs
-    python run.py predict IN.npy ...     run one input, save output-0.npy ... beside it
+    python run.py predict IN.npy ...     run one input; --out FOLDER saves output-0.npy ...
     python run.py bench                  latency, memory and load time in this fresh process
     python run.py outputs FOLDER OUT     run every sample of a folder of input-*.npy
 
@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import sys
 import time
 
@@ -28,6 +29,8 @@ WARM_UP_RUNS = 10
 WARM_UP_SECONDS = 0.3
 # Raw samples stay in the manifest: a model of microseconds must not fill it.
 MOST_SAMPLES = 10000
+# A model of seconds must not take an hour: fewer runs then, and so wider bounds.
+MOST_SECONDS = 120.0
 
 
 class Trouble(Exception):
@@ -162,9 +165,7 @@ def bench(path, artifact, threads, version, source, seconds, count):
     load = time.perf_counter() - started
     warm_up(session, given)
     latencies, wall, cpu = [], time.perf_counter(), time.process_time()
-    while len(latencies) < count or (
-        time.perf_counter() - wall < seconds and len(latencies) < MOST_SAMPLES
-    ):
+    while goes_on(len(latencies), time.perf_counter() - wall, count, seconds):
         sample = given[len(latencies) % len(given)]
         started = time.perf_counter()
         session.run(sample)
@@ -183,6 +184,25 @@ def bench(path, artifact, threads, version, source, seconds, count):
         "machine": machine(),
         "taken_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def goes_on(done, elapsed, count, seconds):
+    """Whether a measurement needs more runs: few of a fast model, or in time of a slow one."""
+    if done >= MOST_SAMPLES or (done >= 1 and elapsed >= max(seconds, MOST_SECONDS)):
+        return False
+    return done < count or elapsed < seconds
+
+
+def summarized(result):
+    """The result with a few percentiles in place of the raw latencies."""
+    ordered = sorted(result["latencies"])
+    at = {"p%d" % share: ordered[len(ordered) * share // 100] for share in (50, 90, 99)}
+    return dict(result, latencies=dict(at, runs=len(ordered)))
+
+
+def summary_of(array):
+    """Shape and first values of an output, for a person to look at."""
+    return {"shape": list(array.shape), "first": np.asarray(array).reshape(-1)[:10].tolist()}
 
 
 def warm_up(session, given):
@@ -214,7 +234,7 @@ def memory():
     return found
 
 
-def machine():
+def machine() -> str:
     """The processor's name, as well as this system knows it."""
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as file:
@@ -276,10 +296,12 @@ def parse(arguments):
     commands.add_parser("check")
     predicting = commands.add_parser("predict")
     predicting.add_argument("inputs", nargs="+")
+    predicting.add_argument("--out", help="a folder to save the outputs in")
     benching = commands.add_parser("bench")
     benching.add_argument("--inputs", help="a folder of input-*.npy; the golden ones unless given")
     benching.add_argument("--seconds", type=float, default=5.0)
     benching.add_argument("--count", type=int, default=1024)
+    benching.add_argument("--raw", action="store_true", help="print every latency")
     whole = commands.add_parser("outputs")
     whole.add_argument("folder")
     whole.add_argument("out")
@@ -304,13 +326,15 @@ def answer(asked):
     if asked.command == "bench":
         source = asked.inputs or os.path.join(folder, golden_of(artifact)["folder"])
         result = bench(path, artifact, threads, version, source, asked.seconds, asked.count)
-        print(json.dumps(result))
+        print(json.dumps(result if asked.raw else summarized(result)))
         return 0
     session = opened(path, artifact, threads)
     if asked.command == "predict":
         inputs = fitted(session, [loaded(name) for name in asked.inputs])
-        save(os.path.dirname(os.path.abspath(asked.inputs[0])), session.run(inputs))
-        result = {"ok": True}
+        found = session.run(inputs)
+        if asked.out:
+            save(asked.out, found)
+        result = {"outputs": [summary_of(array) for array in found]}
     elif asked.command == "outputs":
         result = outputs(session, asked.folder, asked.out)
     else:
@@ -339,10 +363,23 @@ def golden_of(artifact):
 def installed(artifact):
     """The version of the runtime, which is imported by this."""
     try:
-        return runtime_version(artifact["format"])
+        version = runtime_version(artifact["format"])
     except ImportError as error:
         reason = (first_line(error), needed(artifact))
         raise Trouble(4, "the runtime is missing: %s. Install %s" % reason) from None
+    package, _, release = version.partition(" ")
+    oldest = artifact["minimum_runtime"].get(package)
+    if artifact["minimum_runtime"] and (oldest is None or numbers_in(release) < numbers_in(oldest)):
+        # An older one may compute something else, and say nothing.
+        reason = (version, needed(artifact))
+        raise Trouble(4, "%s is not known to run this rightly. Install %s" % reason)
+    return version
+
+
+def numbers_in(release):
+    """(2, 14, 0) for "2.14.0"; releases of unknown number count as new enough."""
+    found = re.findall(r"\d+", release)
+    return tuple(int(number) for number in found) if found else (float("inf"),)
 
 
 def opened(path, artifact, threads):

@@ -46,9 +46,14 @@ class StoredSamples:
         return np.load(file) if file.exists() else None
 
     def rows(self, limit: int | None = None) -> Iterator[tuple[np.ndarray, ...]]:
-        """One sample after the other, each input with batch 1."""
+        """One sample after the other, each input with batch 1.
+
+        A limit takes samples at even distances: the first ones of a sorted split are of one class.
+        """
         inputs = self.inputs()
-        for row in range(self.count if limit is None else min(self.count, limit)):
+        taken = self.count if limit is None else min(self.count, limit)
+        for number in range(taken):
+            row = number * self.count // taken
             yield tuple(np.ascontiguousarray(array[row : row + 1]) for array in inputs)
 
 

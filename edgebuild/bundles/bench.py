@@ -1,10 +1,13 @@
-"""Measures a bundle again, by the loader that travels in it."""
+"""Measures a bundle again, with the loader that also travels in it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import TypeAdapter
 
-from edgebuild.bundles.manifest import Bundle
+from edgebuild import runner
+from edgebuild.bundles.manifest import FILE, Bundle
 from edgebuild.vocabulary.contracts import Device
 from edgebuild.vocabulary.errors import DeviceError
 from edgebuild.vocabulary.measurement import Measurement
@@ -21,12 +24,14 @@ def bench(
     Raises:
         DeviceError: the runtime is missing, cannot load the model, or takes too long.
     """
-    folder = device.push(bundle.path.absolute())
+    # Our own loader, not the bundle's: what somebody else packed is data here, not code.
+    loader = device.push(Path(runner.__file__))
+    manifest = f"{device.push(bundle.path.absolute())}/{FILE}"
     options = ["--seconds", str(seconds), "--count", str(count)]
     chosen = ["--threads", str(threads)] if threads else []
-    command = ["python", f"{folder}/run.py", *chosen, "bench", *options]
+    command = ["python", loader, "--manifest", manifest, *chosen, "bench", "--raw", *options]
     done = device.run(command, Seconds(seconds + MARGIN))
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise DeviceError(f"{bundle.path}: run.py bench failed on {device.name}: {reason}")
+        raise DeviceError(f"{bundle.path}: bench failed on {device.name}: {reason}")
     return TypeAdapter(Measurement).validate_json(done.stdout)

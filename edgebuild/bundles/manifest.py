@@ -138,6 +138,15 @@ def load_bundle(folder: Path) -> Bundle:
         raise InvalidBundle(
             f"{path} is damaged or from another version of edgebuild: {place}{first['msg']}"
         ) from None
+    _refuse_paths_outside(folder, manifest)
     if manifest.schema != SCHEMA:
         raise InvalidBundle(f"{path} has schema {manifest.schema}; this edgebuild reads {SCHEMA}")
     return Bundle(folder, manifest)
+
+
+def _refuse_paths_outside(folder: Path, manifest: Manifest) -> None:
+    """What a manifest names must lie inside its bundle."""
+    artifact = manifest.artifact
+    for name in (artifact.file, artifact.golden.folder, *manifest.files):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InvalidBundle(f"{folder / FILE} names {name!r}, which is outside the bundle")

@@ -25,6 +25,8 @@ def check_destination(folder: Path) -> None:
     """
     if folder.resolve() == Path.cwd():
         raise InvalidDestination(f"{folder} is the current folder: give one of the bundle's own")
+    if os.path.ismount(folder):
+        raise InvalidDestination(f"{folder} is a mount point: give a folder inside it")
     if os.path.lexists(folder) and not folder.is_dir():
         raise InvalidDestination(f"{folder} is no folder: give a folder to write the bundle to")
     if folder.is_dir() and any(folder.iterdir()) and not is_bundle(folder):
@@ -87,6 +89,10 @@ def _notice(manifest: Manifest) -> str:
     lines += [f"{name}\n    {terms}\n" for name, terms in manifest.workload.notices.items()]
     if not manifest.workload.notices:
         lines.append("The workload states no license for its network and data.")
+    lines.append(
+        f"{manifest.artifact.golden.folder}/\n    Samples of the validation split; they are under "
+        "the terms of the data that they are from.\n"
+    )
     lines.append("run.py\n    Apache-2.0, from edgebuild.")
     return "\n".join(lines) + "\n"
 

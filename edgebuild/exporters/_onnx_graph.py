@@ -32,7 +32,8 @@ def weights_of_sites(model: onnx.ModelProto, program: Program) -> Weights:
     found: dict[str, tuple[Site, tuple[str, ...]]] = {}
     for node in model.graph.node:
         for name in matrices.intersection(node.input):
-            site = program.weights.get(name) or by_operator.get(_captured_operator(node))
+            # A merged weight bears one layer's name; the operator knows whose it is here.
+            site = by_operator.get(_captured_operator(node)) or program.weights.get(name)
             if site is not None:
                 _, nodes = found.get(name, (site, ()))
                 found[name] = (site, (*nodes, node.name))
@@ -66,16 +67,32 @@ def integer_neighbors(graph: onnx.GraphProto, layers: Iterable[str]) -> list[str
     return glue
 
 
+def separate_weights(model: onnx.ModelProto, program: Program) -> None:
+    """Gives every site a weight of its own where the exporter merged equal ones."""
+    graph = model.graph
+    matrices = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) >= 2}
+    by_operator = {name: site for site, names in program.nodes.items() for name in names}
+    owner: dict[str, Site] = {}
+    for node in graph.node:
+        site = by_operator.get(_captured_operator(node))
+        for position, name in enumerate(node.input):
+            if site is None or name not in matrices or owner.setdefault(name, site) == site:
+                continue
+            copied = f"{name}_of_{site.path}"
+            if copied not in owner:
+                owner[copied] = site
+                graph.initializer.add().CopyFrom(matrices[name])
+                graph.initializer[-1].name = copied
+            node.input[position] = copied
+
+
 def gemm_to_matmul(graph: onnx.GraphProto) -> None:
     """Rewrites every Gemm with constant weights as MatMul and Add, which mean the same.
 
-    Dynamic and four-bit kernels exist for MatMul alone. Names of weights and nodes stay.
+    Dynamic and four-bit kernels exist for MatMul alone. Names of nodes stay; a transposed weight
+    is a new one, made once, because other nodes may read the old one.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    # Noted shapes of weights would contradict the transposed ones.
-    noted = [value for value in graph.value_info if value.name not in constants]
-    del graph.value_info[:]
-    graph.value_info.extend(noted)
     rewritten: list[onnx.NodeProto] = []
     for node in graph.node:
         attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
@@ -85,11 +102,17 @@ def gemm_to_matmul(graph: onnx.GraphProto) -> None:
             rewritten.append(node)
             continue
         if attributes.get("transB"):
-            transposed = np.ascontiguousarray(numpy_helper.to_array(weight).T)
-            weight.CopyFrom(numpy_helper.from_array(transposed, weight.name))
+            name = f"{weight.name}_transposed"
+            if name not in constants:
+                transposed = np.ascontiguousarray(numpy_helper.to_array(weight).T)
+                constants[name] = numpy_helper.from_array(transposed, name)
+            node.input[1] = name
         rewritten += _matmul_and_add(node)
     del graph.node[:]
     graph.node.extend(rewritten)
+    read = {name for node in rewritten for name in node.input}
+    del graph.initializer[:]
+    graph.initializer.extend(tensor for name, tensor in constants.items() if name in read)
 
 
 def _matmul_and_add(gemm: onnx.NodeProto) -> list[onnx.NodeProto]:

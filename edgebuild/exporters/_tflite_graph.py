@@ -16,6 +16,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 from ai_edge_quantizer import qtyping
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils as flatbuffer
 
+from edgebuild.vocabulary.errors import NotExportable
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Program
 
@@ -104,6 +105,13 @@ class Graph:
         # The subgraph keeps the network's order; the signature sorts by name.
         inputs = {int(entry.tensorIndex): entry.name.decode() for entry in definition.inputs}
         outputs = {int(entry.tensorIndex): entry.name.decode() for entry in definition.outputs}
+        if set(inputs) != set(map(int, self._subgraph.inputs)) or (
+            set(outputs) != set(map(int, self._subgraph.outputs))
+        ):
+            raise NotExportable(
+                "tflite: one output is also an input or another output, and the converter gives "
+                "both one tensor; let the network return them once"
+            )
         self.input_names = tuple(inputs[int(tensor)] for tensor in self._subgraph.inputs)
         self.output_names = tuple(outputs[int(tensor)] for tensor in self._subgraph.outputs)
 
@@ -120,9 +128,17 @@ class Graph:
         """The operators with constant weights that belong to a site, in order of execution."""
         return [operator for operator in self.operators if operator.site]
 
-    def sites_in_order(self) -> dict[str, str]:
-        """The site of every layer, by its number and operator."""
-        return {f"{operator.index} {operator.name}": operator.site for operator in self.weighted}
+    def layers_in_order(self) -> dict[str, str]:
+        """The site of every operator with weights, by its number, name and storage.
+
+        The site is empty for weights that are no layer's own, such as those of an einsum.
+        """
+        carriers = [
+            operator
+            for operator in self.operators
+            if self._weight(operator.name, operator.inputs) is not None
+        ]
+        return {f"{o.index} {o.name} {self.storage(o)}": o.site for o in carriers}
 
     def origins(self, name: str) -> list[str]:
         """The captured operators that became operators of the given TFLite name."""

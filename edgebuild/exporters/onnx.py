@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import onnx
 import torch
+from onnxruntime import InferenceSession
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -27,13 +28,14 @@ from edgebuild.exporters._onnx_graph import (
     forget_origins,
     gemm_to_matmul,
     integer_neighbors,
+    separate_weights,
     weights_of_sites,
 )
 from edgebuild.exporters._quiet import quiet
 from edgebuild.exporters._refusal import refuse_without_kernel
 from edgebuild.samples import StoredSamples
 from edgebuild.vocabulary.artifact import Artifact
-from edgebuild.vocabulary.errors import NotExportable
+from edgebuild.vocabulary.errors import NotExportable, ParityLost
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.program import Site
 from edgebuild.vocabulary.recipe import Candidate
@@ -45,6 +47,8 @@ CALIBRATION_SAMPLES = 128
 MISSING_OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([^']*)'")
 # The block that four-bit linear layers share a scale in: 32 is the finest with a fast kernel.
 BLOCK = 32
+# What another order of summation may change, of the largest output.
+REWRITING_LIMIT = 1e-3
 # Computes in int8 inside MatMulNBits; without it the kernel widens to float.
 ACCURACY_LEVEL = 4
 
@@ -121,6 +125,7 @@ class Onnx:
             model = onnx.load(source)
             gemm_to_matmul(model.graph)
             onnx.save(model, folder / "matmul.onnx")
+            _refuse_other_meaning(source, folder / "matmul.onnx", candidate)
 
         return self.cache.entry("onnx-matmul", source.parent.name, make) / "matmul.onnx"
 
@@ -146,7 +151,26 @@ def _export_float(candidate: Candidate, path: Path) -> None:
     except Exception as error:
         raise NotExportable(f"onnx: {_operator_in(error)}") from error
     assert program is not None
-    program.save(path, external_data=False)
+    model = program.model_proto
+    separate_weights(model, candidate.program)
+    onnx.save(model, path)
+
+
+def _refuse_other_meaning(before: Path, after: Path, candidate: Candidate) -> None:
+    """A rewritten graph computes what it did before, or is not used.
+
+    Raises:
+        ParityLost: its outputs differ by more than rounding.
+    """
+    row = next(StoredSamples.open(candidate.calibration).rows())
+    outputs = []
+    for path in (before, after):
+        session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_inputs()]
+        outputs.append(session.run(None, dict(zip(names, row, strict=True))))
+    for wanted, got in zip(*outputs, strict=True):
+        if np.abs(wanted - got).max() > REWRITING_LIMIT * max(np.abs(wanted).max(), 1e-12):
+            raise ParityLost("onnx: rewriting Gemm as MatMul changed the outputs")
 
 
 def _operator_in(error: BaseException) -> str:

@@ -77,7 +77,8 @@ class Tflite:
                 worker.quantize(ranges).export_model(str(path))
             else:
                 path.write_bytes(source.read_bytes())
-        _refuse_other_precisions(graph, Graph.read(path, candidate.program), wanted)
+        finished = Graph.read(path, candidate.program)
+        _refuse_other_precisions(graph, finished, wanted)
         modern = {Precision.INT8_DYNAMIC, Precision.INT4_WEIGHTS} & set(wanted.values())
         return Artifact(
             path=path,
@@ -86,7 +87,7 @@ class Tflite:
             inputs=graph.input_names,
             outputs=graph.output_names,
             minimum_runtime=SINCE_DYNAMIC if modern else SINCE_STATIC,
-            weights=graph.sites_in_order(),
+            weights=finished.layers_in_order(),
         )
 
     def _float_model(self, program: Program) -> Path:

@@ -153,6 +153,7 @@ def _check_outputs(network: torch.nn.Module, example: tuple[torch.Tensor, ...]) 
         raise _Defect(f"the network returns an empty {type(outputs).__name__}: return a tensor")
     for name, value in leaves:
         _check_output(f"the network's {name}", value)
+        _check_batch(f"the network's {name}", value)
 
 
 def _leaves(value: object, name: str) -> Iterator[tuple[str, object]]:
@@ -165,6 +166,16 @@ def _leaves(value: object, name: str) -> Iterator[tuple[str, object]]:
             yield from _leaves(inner, f"{name} {index}")
     else:
         yield name, value
+
+
+def _check_batch(name: str, output: object) -> None:
+    """Outputs are joined along the batch, so that is where their first dimension must be."""
+    shape = tuple(getattr(output, "shape", ()))
+    if shape[:1] != (1,):
+        raise _Defect(
+            f"{name} has the shape {shape}, without the batch of 1 in front: "
+            "return it transposed, or leave it out"
+        )
 
 
 def _check_output(name: str, value: object) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from edgebuild.vocabulary.target import Target
 from edgebuild.vocabulary.units import (
@@ -26,12 +27,16 @@ def as_json(targets: Sequence[Target]) -> list[dict[str, object]]:
 
 def show_all(targets: Sequence[Target]) -> None:
     """All targets with what they are usually asked for."""
-    table = Table("target", "device", "RAM", "runtimes", "latency", "memory", "power", "drop")
+    # The name is what a user types next: never cut short.
+    longest = max(len(target.name) for target in targets)
+    table = Table(Column("target", no_wrap=True, min_width=longest))
+    for title in ("device", "RAM", "runtimes", "latency", "memory", "power", "drop"):
+        table.add_column(title, overflow="fold")
     for target in targets:
         budget = {line: limit for line, limit, _ in _budget(target)}
         table.add_row(
             target.name,
-            target.title,
+            escape(target.title),
             format_size(target.memory.ram),
             ", ".join(runtime.name for runtime in target.runtimes),
             *(budget.get(f"budget.{line}", "–") for line in BUDGET),
@@ -44,9 +49,12 @@ BUDGET = ("latency_p99", "memory", "power", "accuracy_drop")
 
 def show_one(target: Target) -> None:
     """One target, every fact with its source."""
-    table = Table("fact", "value", "source", title=f"{target.name}: {target.title}")
+    table = Table(title=escape(f"{target.name}: {target.title}"))
+    table.add_column("fact", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("source", overflow="fold")
     for row in (*_facts(target), *_budget(target)):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     Console().print(table)
 
 

@@ -169,7 +169,7 @@ def latency(measurement: Measurement, name: str) -> str:
     claim = f", early-stopping bound {format_time(bound)}" if bound is not None else ""
     state = "" if measurement.is_conclusive else " INCONCLUSIVE: the halves disagree"
     return (
-        f"{format_time(found.value)} ({format_time(found.low)} to {format_time(found.high)}, "
+        f"{format_time(found.value)} ({words.bounds(found)}, "
         f"n = {len(measurement.latencies)}{claim}), {Evidence.MEASURED} on host, "
         f"{measurement.threads} threads{state}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from edgebuild.bundles.manifest import Manifest
-from edgebuild.vocabulary.measurement import Evidence, Figure
+from edgebuild.vocabulary.measurement import Evidence, Figure, Percentile
 from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.units import format_power, format_share, format_size, format_time
 from edgebuild.vocabulary.verdict import BudgetLine, Status
@@ -43,6 +43,13 @@ def value(name: str, figure: Figure) -> str:
 
 def _format_score(score: float) -> str:
     return f"{score:.4f}"
+
+
+def bounds(found: Percentile) -> str:
+    """ "5.0 ms to 5.2 ms", or "at least 5.0 ms" where the run was too short for more."""
+    if found.high is None:
+        return f"at least {format_time(found.low)}"
+    return f"{format_time(found.low)} to {format_time(found.high)}"
 
 
 def evidence(figure: Figure) -> str:

@@ -69,15 +69,29 @@ def _profile(artifact: Artifact, samples: StoredSamples) -> list[Event]:
 def _sites_of_layers(
     events: Sequence[Event], weights: Mapping[str, str]
 ) -> Mapping[int, tuple[str, ...]]:
-    """The site of each layer that ran: layers run in the order of the file.
+    """The site of each layer that ran.
 
-    Empty where the runtime ran another number of layers than the file holds.
+    XNNPACK names kernels, not layers, and runs independent branches in an order of its own. So
+    layers are told apart by their arithmetic first, and by the file's order among equals: where
+    as many kernels ran on integers as the file stores integer layers, every one of these ran on
+    one of those, whichever is which. Where the numbers differ, the order alone decides, so that
+    a layer is named; empty where not even as many layers ran as the file holds.
     """
     ran = [number for number, event in enumerate(events) if LAYER.match(event[0])]
-    stored = [site for layer, site in weights.items() if not layer.endswith(LOOK_UPS)]
+    stored = [words for words in weights if words.split(" ")[1] not in LOOK_UPS]
     if len(ran) != len(stored):
         return {}
-    return {number: (site,) for number, site in zip(ran, stored, strict=True)}
+    integer_ran = [n for n in ran if _arithmetic(*events[n][:2]) is Arithmetic.INTEGER]
+    integer_stored = [
+        words
+        for words in stored
+        if words.split(" ", 2)[2].startswith("int8-") or words.endswith("int4-weights")
+    ]
+    if len(integer_ran) == len(integer_stored):
+        ran = [*integer_ran, *(n for n in ran if n not in integer_ran)]
+        stored = [*integer_stored, *(w for w in stored if w not in integer_stored)]
+    pairs = zip(ran, (weights[words] for words in stored), strict=True)
+    return {number: (site,) for number, site in pairs if site}
 
 
 def _arithmetic(name: str, is_delegated: bool) -> Arithmetic:

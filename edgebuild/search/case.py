@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -98,16 +99,17 @@ def open_case(
         for name, split in splits.items():
             stored[name] = store_split(split, workload.example, name, cache)
             step.advance()
-    _refuse_shared_samples(stored["calibration"], stored["test"])
+    _refuse_shared_samples(stored)
     return Case(workload, program, target=target, budget=budget, cache=cache, **stored)
 
 
-def _refuse_shared_samples(calibration: StoredSamples, test: StoredSamples) -> None:
-    if calibration.digest == test.digest:
-        raise InvalidWorkload(
-            "calibration and test hold the same samples: "
-            "give a test split that neither calibration nor validation has seen"
-        )
+def _refuse_shared_samples(splits: Mapping[str, StoredSamples]) -> None:
+    for name in ("calibration", "validation"):
+        if splits[name].digest == splits["test"].digest:
+            raise InvalidWorkload(
+                f"{name} and test hold the same samples: "
+                "give a test split that neither calibration nor validation has seen"
+            )
 
 
 def stored_outputs(folder: Path) -> list[np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgebuild.vocabulary.measurement import Evidence, Figure
-from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.program import Operator, Program, Site
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.target import RuntimeFacts, Target
@@ -14,7 +14,7 @@ from edgebuild.vocabulary.target import RuntimeFacts, Target
 # Raspberry Pi 4 and 5 are 0.9 to 6 times it (below 1 where Winograd saves multiplications).
 TYPICAL, LOW, HIGH = 2.0, 0.8, 6.0
 # What a runtime spends on calling one operator, in seconds; unsourced, so the interval is wide.
-TYPICAL_CALL, HIGHEST_CALL = 2e-6, 10e-6
+TYPICAL_CALL, HIGHEST_CALL = 10e-6, 50e-6
 NOTE = "peak roofline × 2, not calibrated on the device"
 
 
@@ -48,6 +48,12 @@ def _seconds(
     precision = precisions.get(operator.site, Precision.FP32) if operator.site else Precision.FP32
     rate = target.compute.int8 if precision.is_integer else target.compute.fp32
     share = min(runtime.threads / target.compute.cores, 1.0)
-    activation_bytes = 1 if precision is Precision.INT8_STATIC else 4
+    is_four_bit_convolution = (
+        precision is Precision.INT4_WEIGHTS
+        and operator.site is not None
+        and operator.site.kind in (LayerKind.CONVOLUTION, LayerKind.DEPTHWISE)
+    )
+    is_static = precision is Precision.INT8_STATIC or is_four_bit_convolution
+    activation_bytes = 1 if is_static else 4
     traffic = operator.weights * precision.weight_bits / 8 + operator.activations * activation_bytes
     return max(2 * operator.macs / (rate * share), traffic / target.memory.bandwidth)

@@ -36,6 +36,8 @@ def _status(line: str, limit: float, figure: Figure) -> tuple[Status, str]:
     if low > limit:
         return Status.BREACHED, ""
     if figure.evidence is Evidence.MEASURED:
+        if not figure.is_bounded:
+            return Status.UNKNOWN, figure.note
         if high <= limit:
             return Status.MET, ""
         return Status.UNKNOWN, figure.note or "the limit lies within the measurement's interval"
@@ -49,7 +51,8 @@ def _status(line: str, limit: float, figure: Figure) -> tuple[Status, str]:
 def choose(trials: Sequence[Trial]) -> Trial | None:
     """The best score of those that breach no line; if all do, the nearest; None if all failed.
 
-    Equal scores go to the lower latency on the target, then to the smaller file,
+    A score above the network's own counts as equal to it. Equal
+    scores go to the lower latency on the target, then to the smaller file,
     then to the smaller memory.
     """
     candidates = [trial for trial in trials if not trial.failure]
@@ -60,6 +63,8 @@ def choose(trials: Sequence[Trial]) -> Trial | None:
 
 def _rank(trial: Trial) -> tuple[float, ...]:
     figures = trial.figures
+    # Above the network's own score is luck, and no reason to prefer a candidate.
+    drop = max(figures["accuracy_drop"].value, 0.0)
     costs = [figures[name].value for name in ("latency_p99", "storage", "memory")]
     # No line breached is an overrun of 0, so those stand first and by their score alone.
-    return (trial.verdict.overrun, -trial.score, *costs)
+    return (trial.verdict.overrun, drop, *costs)

@@ -10,15 +10,15 @@ from packaging.version import InvalidVersion, Version
 from pydantic import TypeAdapter
 
 from edgebuild import catalog
-from edgebuild.cache import digest
+from edgebuild.cache import digest, this_machine
 from edgebuild.search.case import Case
 from edgebuild.vocabulary.artifact import Arithmetic, Artifact, Census, Fallback, KernelRun
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import (
-    EdgebuildError,
     FellBackToFloat,
     InvalidTarget,
     PrecisionRefused,
+    told,
 )
 from edgebuild.vocabulary.recipe import Candidate, Recipe
 from edgebuild.vocabulary.target import RuntimeFacts, Target
@@ -45,8 +45,12 @@ def make(
                 made.append(_make(case, recipe))
             except InvalidTarget:
                 raise
-            except EdgebuildError as error:
-                failed.append(Trial(recipe, failure=f"{type(error).__name__}: {error}"))
+            except OSError:
+                # The disk, not the recipe.
+                raise
+            except Exception as error:
+                # Converters raise whatever they like; one recipe's failure is not the build's.
+                failed.append(Trial(recipe, failure=told(error)))
             step.advance(f"{recipe.format} {recipe.name}")
     return made, failed
 
@@ -85,7 +89,7 @@ def _census(case: Case, recipe: Recipe, artifact: Artifact) -> Census:
         runs = tuple(runtime.kernels(artifact, case.calibration))
         (folder / "kernels.json").write_bytes(form.dump_json(runs))
 
-    folder = case.cache.entry("census", digest(artifact.path.parent.name), take)
+    folder = case.cache.entry("census", digest(artifact.path.parent.name, this_machine()), take)
     runs = form.validate_json((folder / "kernels.json").read_bytes())
     return Census(runs, tuple(_fallbacks(recipe, runs)))
 

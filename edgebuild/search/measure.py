@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from edgebuild import runner
-from edgebuild.cache import digest
+from edgebuild.cache import digest, this_machine
 from edgebuild.samples import StoredSamples
 from edgebuild.search.case import Case, stored_outputs
 from edgebuild.search.estimate import predict_latency
@@ -129,14 +129,17 @@ def figures_of(
     p50, p99 = measurement.percentile(0.5), measurement.percentile(0.99)
     is_target = case.target.is_this_machine
     note = "" if is_target else made.artifact.caveat
-    worst = p99.high
+    if p99.high is None:
+        note = f"{len(measurement.latencies)} runs are too few to bound it"
+    low, high = p99.low, p99.high
     if not measurement.is_conclusive:
         note = "INCONCLUSIVE: the two halves of the run disagree"
-        # No percentile can be claimed of two distributions; only that all runs stayed below this.
-        worst = max(measurement.latencies)
+        # Of two distributions no percentile can be claimed, only where all runs lay.
+        low, high = min(measurement.latencies), max(measurement.latencies)
     runtime = runtime_facts(case.target, made.artifact.runtime)
     predicted = predict_latency(case.program, made.recipe, case.target, runtime)
-    host_p99 = Figure(p99.value, Evidence.MEASURED, here, p99.low, worst, note)
+    is_bounded = p99.high is not None
+    host_p99 = Figure(p99.value, Evidence.MEASURED, here, low, high, note, is_bounded)
     memory = float(measurement.peak_memory)
     figures = {
         "score": Figure(score, Evidence.MEASURED, here),
@@ -159,7 +162,7 @@ def figures_of(
         # A file has the same size everywhere.
         "storage": Figure(made.artifact.size, Evidence.MEASURED, "the file"),
         "accuracy_drop": Figure(
-            float_score - score,
+            (float_score - score) / max(abs(float_score), 1.0),
             Evidence.MEASURED if is_target else Evidence.PREDICTED,
             here if is_target else case.target.name,
             note="" if is_target else "measured on host in the same runtime",
@@ -170,19 +173,20 @@ def figures_of(
 
 
 def _power(case: Case, latency: Figure) -> Figure | None:
-    """Power above idle at the wished rate: (active - idle) x latency x rate, a modelled bound."""
+    """Power above idle at the wished rate, at most (active - idle) x latency x rate."""
     facts, rate = case.target.power, case.budget.rate
     if facts.idle is None or facts.active is None or rate is None:
         return None
     above = facts.active - facts.idle
-    low, high = (above * min(bound * rate, 1.0) for bound in latency.interval)
+    _, slowest = latency.interval
     return Figure(
         value=above * min(latency.value * rate, 1.0),
         evidence=Evidence.PREDICTED,
         where=case.target.name,
-        low=low,
-        high=high,
-        note="modelled bound: data-sheet power above idle × predicted busy time",
+        # The board's draw under full load bounds it from above; nothing known bounds it from below.
+        low=0.0,
+        high=above * min(slowest * rate, 1.0),
+        note="modelled bound: full-load power above idle × predicted busy time",
     )
 
 
@@ -197,7 +201,7 @@ def outputs_of(
             _run(device, spec, "outputs", device.push(samples.folder), remote)
             device.pull(remote, folder)
 
-    key = digest(artifact.path.parent.name, samples.digest, device.name, _machine())
+    key = digest(artifact.path.parent.name, samples.digest, device.name, this_machine())
     return stored_outputs(case.cache.entry("outputs", key, run))
 
 
@@ -208,22 +212,21 @@ def measurement_of(case: Case, artifact: Artifact, device: Device, effort: Effor
 
     def run(folder: Path) -> None:
         with _spec(artifact, threads) as spec:
-            options = ["--inputs", device.push(case.calibration.folder)]
+            options = ["--raw", "--inputs", device.push(case.calibration.folder)]
             options += ["--seconds", str(effort.seconds), "--count", str(effort.count)]
             (folder / "measurement.json").write_text(_run(device, spec, "bench", *options))
 
     key = digest(
         artifact.path.parent.name,
         *(case.calibration.digest, threads, effort.seconds, effort.count),
-        *(device.name, _machine()),
+        *(device.name, this_machine()),
     )
     folder = case.cache.entry("measurement", key, run)
-    return form.validate_json((folder / "measurement.json").read_bytes())
-
-
-def _machine() -> str:
-    """The processor's name: figures of another machine are never taken for this one's."""
-    return str(runner.machine())  # type: ignore[no-untyped-call]
+    measurement = form.validate_json((folder / "measurement.json").read_bytes())
+    if not measurement.is_conclusive:
+        # The next build may find a quieter machine.
+        case.cache.forget(folder)
+    return measurement
 
 
 @contextmanager

@@ -24,7 +24,10 @@ class Evidence(StrEnum):
 
 @dataclass(frozen=True)
 class Figure:
-    """A value in SI units with its evidence, and the interval that it lies in."""
+    """A value in SI units with its evidence, and the interval that it lies in.
+
+    `is_bounded` is false where too little was measured to say how large it may be.
+    """
 
     value: float
     evidence: Evidence
@@ -32,6 +35,7 @@ class Figure:
     low: float | None = None
     high: float | None = None
     note: str = ""
+    is_bounded: bool = True
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -45,7 +49,8 @@ class Figure:
 class Percentile:
     """One latency percentile with its distribution-free bounds.
 
-    `low` and `high` are order statistics that enclose the true percentile with 99 % confidence.
+    `low` and `high` are order statistics that enclose the true percentile with 99 % confidence;
+    `high` is None where the run was too short for one to be large enough.
     `early_stopping` is the upper bound that MLPerf Inference reports for single-stream runs, None
     where the run was too short to claim the percentile at all.
     """
@@ -53,7 +58,7 @@ class Percentile:
     share: float
     value: Seconds
     low: Seconds
-    high: Seconds
+    high: Seconds | None
     early_stopping: Seconds | None
 
 
@@ -80,6 +85,7 @@ class Measurement:
         ordered = sorted(self.latencies)
         count = len(ordered)
         tail = (1 - CONFIDENCE) / 2
+        above = binom.ppf(1 - tail, count, share)
 
         def at(rank: float) -> Seconds:
             return ordered[min(max(int(rank), 0), count - 1)]
@@ -88,7 +94,7 @@ class Measurement:
             share=share,
             value=at(share * count),
             low=at(binom.ppf(tail, count, share) - 1),
-            high=at(binom.ppf(1 - tail, count, share)),
+            high=at(above) if above < count else None,
             early_stopping=self._early_stopping(ordered, share),
         )
 

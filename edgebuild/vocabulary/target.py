@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from edgebuild.vocabulary.errors import InvalidQuantity, did_you_mean
 from edgebuild.vocabulary.precision import LayerKind, Precision
@@ -17,6 +17,7 @@ from edgebuild.vocabulary.units import (
     OperationsPerSecond,
     Seconds,
     Watts,
+    format_power,
     format_size,
     parse_power,
     parse_rate,
@@ -86,7 +87,11 @@ class RuntimeFacts:
 
 @dataclass(frozen=True)
 class Budget:
-    """Wishes; None is no wish. `power` is above idle, at `rate` inferences a second."""
+    """Wishes; None is no wish. `power` is above idle, at `rate` inferences a second.
+
+    `accuracy_drop` is in points of the score below the network's own (1 % is 0.01 of a score from
+    0 to 1), and a share of the network's score where that is beyond 1.
+    """
 
     latency_p99: Seconds | None = None
     memory: Bytes | None = None
@@ -166,6 +171,20 @@ class Target:
             )
         if budget.power is not None and budget.rate is None:
             raise InvalidQuantity('budget line power: says nothing without a rate, as "2 /s"')
+        idle, active = self.power.idle, self.power.active
+        if None not in (budget.power, idle, active) and (
+            # A tolerance for decimals: "3.5 W" - "0.5 W" must allow "3 W".
+            cast(float, budget.power) > (cast(float, active) - cast(float, idle)) * (1 + 1e-9)
+        ):
+            raise InvalidQuantity(
+                f"budget line power: {format_power(cast(float, budget.power))} above idle is more "
+                f"than {self.name} can draw"
+            )
+        if budget.accuracy_drop is not None and budget.accuracy_drop > 1:
+            raise InvalidQuantity("budget line accuracy_drop: is more than 100 %")
+        for line in ("latency_p99", "memory", "storage", "rate"):
+            if getattr(budget, line) == 0:
+                raise InvalidQuantity(f"budget line {line}: nothing takes zero")
 
     @property
     def is_this_machine(self) -> bool:
