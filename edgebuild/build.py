@@ -25,7 +25,7 @@ def build(
     budget: Budget | None = None,
     *,
     out: str | Path,
-    formats: Sequence[str] = ("onnx", "tflite"),
+    formats: Sequence[str] = (),
     precisions: Sequence[Precision] = tuple(Precision),
     progress: Progress | None = None,
 ) -> Bundle:
@@ -36,7 +36,7 @@ def build(
         target: a Target, or the name or path of a profile.
         budget: wishes that replace the target's own, line by line.
         out: the folder to write; an older bundle there is replaced.
-        formats: the formats to try, by their exporters' names.
+        formats: the formats to try, by their exporters' names; all unless given.
         precisions: the precisions to try.
         progress: where to say how far it is; silent unless given.
 
@@ -68,6 +68,7 @@ def build(
         wishes = target.budget.overridden_by(budget or Budget())
         target.refuse_impossible(wishes)
         check_destination(out)
+        formats = formats or catalog.names("exporters")
         _refuse_useless_formats(formats, target)
         with progress.step("Loading the workload"):
             workload = load_workload(workload) if isinstance(workload, str) else workload

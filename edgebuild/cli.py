@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from contextlib import redirect_stdout
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,11 +24,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class Format(StrEnum):
-    ONNX = "onnx"
-    TFLITE = "tflite"
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -93,7 +87,7 @@ def build(
     accuracy_drop: Annotated[
         str | None, typer.Option(help="Points of score below the network's own: 1%.")
     ] = None,
-    formats: Annotated[list[Format] | None, typer.Option("--format", help="Only these.")] = None,
+    formats: Annotated[list[str] | None, typer.Option("--format", help="Only these.")] = None,
     precisions: Annotated[
         list[Precision] | None, typer.Option("--precision", help="Only these.")
     ] = None,
@@ -127,7 +121,7 @@ def build(
             profile,
             budget,
             out=out or Path("dist") / f"{_stem(workload)}-{profile.name}",
-            formats=[str(form) for form in formats or Format],
+            formats=formats or (),
             precisions=precisions or tuple(Precision),
             progress=bars,
         )

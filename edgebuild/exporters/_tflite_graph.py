@@ -99,6 +99,7 @@ class Graph:
     def __init__(self, model: Any, program: Program) -> None:
         self._model = model
         self._sites = {node: site.path for site, nodes in program.nodes.items() for node in nodes}
+        self._order = {node.name: i for i, node in enumerate(program.exported.graph.nodes)}
         definition = model.signatureDefs[0]
         self.signature: str = definition.signatureKey.decode()
         self._subgraph = model.subgraphs[definition.subgraphIndex]
@@ -206,15 +207,17 @@ class Graph:
     def _site(self, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> str:
         """The site whose weights the operator carries.
 
-        The weight's own name is the best witness, since it comes from that layer alone; but a
-        weight folded with a constant may have lost it. The output's name lists its layer first,
-        then what was fused into the operator; a model output's name lists nothing.
+        The weight's own name is the best witness, but a weight folded with a constant may have
+        lost it; a model output's name lists nothing. A name lists its layer, what was fused into
+        it, and earlier layers that share a subexpression, so the last layer in it is the one.
         """
         if self._weight(name, inputs) is None:
             return ""
-        witnesses = (*inputs[_WEIGHT_INPUT[name] :], *outputs)
-        nodes = [node for tensor in witnesses for node in _NODE.findall(self._name(tensor))]
-        return next((self._sites[node] for node in nodes if node in self._sites), "")
+        for tensor in (*inputs[_WEIGHT_INPUT[name] :], *outputs):
+            nodes = [node for node in _NODE.findall(self._name(tensor)) if node in self._sites]
+            if nodes:
+                return self._sites[max(nodes, key=self._order.__getitem__)]
+        return ""
 
     def _weight(self, name: str, inputs: Sequence[int]) -> int | None:
         """The constant that holds the weights, before any conversion."""

@@ -47,7 +47,7 @@ def divergence(outputs: Arrays, reference: Arrays, spread: Sequence[float] | Non
     `spread` gives each output's variance where the samples at hand are too few to tell.
     """
     pairs = _pairs(reference, outputs)
-    known = spread or [float(wanted.var()) for wanted, _ in pairs]
+    known = [float(wanted.var()) for wanted, _ in pairs] if spread is None else spread
     losses = (_divergence(got, wanted, s) for (wanted, got), s in zip(pairs, known, strict=True))
     return float(sum(losses))
 

@@ -137,7 +137,15 @@ def test_a_bundle_is_verified_where_it_stands(built: Bundle) -> None:
     device = FakeDevice(Completed(0, json.dumps(said), ""))
     found = verify(built, device)  # type: ignore[arg-type]
     assert found.runtime == "a runtime 1.0"
-    assert device.commands == (["python", f"/there/{built.path.name}/run.py", "check"],)
+    assert device.commands == (
+        [
+            "python",
+            "/there/runner.py",
+            "--manifest",
+            f"/there/{built.path.name}/manifest.json",
+            "check",
+        ],
+    )
 
 
 # ---- trouble with the device
@@ -154,9 +162,9 @@ def test_a_bundle_is_verified_where_it_stands(built: Bundle) -> None:
 def test_a_device_that_cannot_run_it_is_no_damage(
     answer: Completed, reason: str, built: Bundle
 ) -> None:
-    with pytest.raises(DeviceError, match=f"run.py check failed on a board: {reason}"):
+    with pytest.raises(DeviceError, match=f"the check failed on a board: {reason}"):
         verify(built, answering(answer))
-    with pytest.raises(DeviceError, match=f"run.py bench failed on a board: {reason}"):
+    with pytest.raises(DeviceError, match=f"bench failed on a board: {reason}"):
         bench(built, answering(answer), 1.0, 1, None)
 
 

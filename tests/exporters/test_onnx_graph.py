@@ -67,7 +67,8 @@ def test_a_gemm_as_matmul_means_the_same(has_bias: bool, trans_b: int) -> None:
     gemm_to_matmul(model.graph)
     assert kinds(model) == (["MatMul", "Add"] if has_bias else ["MatMul"])
     np.testing.assert_allclose(computed(model, x=x), before, rtol=1e-5, atol=1e-6)
-    assert model.graph.initializer[0].name == "weight"
+    names = {tensor.name for tensor in model.graph.initializer}
+    assert ("weight_transposed" if trans_b else "weight") in names
     assert model.graph.node[0].name == "layer"
 
 
@@ -83,6 +84,19 @@ def test_a_gemm_of_two_computed_matrices_stays_as_it_is() -> None:
     model = model_of([node], {}, {"a": (3, 4), "b": (4, 5)}, "y")
     gemm_to_matmul(model.graph)
     assert kinds(model) == ["Gemm"]
+
+
+def test_a_weight_that_two_gemms_share_is_transposed_once() -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "weight"], ["a"], name="first", transB=1),
+        helper.make_node("Gemm", ["a", "weight"], ["y"], name="second", transB=1),
+    ]
+    model = model_of(nodes, {"weight": random(4, 4)}, {"x": (3, 4)}, "y")
+    x = random(3, 4)
+    before = computed(model, x=x)
+    gemm_to_matmul(model.graph)
+    np.testing.assert_allclose(computed(model, x=x), before, rtol=1e-5, atol=1e-6)
+    assert [tensor.name for tensor in model.graph.initializer] == ["weight_transposed"]
 
 
 def three_layers() -> onnx.ModelProto:

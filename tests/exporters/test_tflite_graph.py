@@ -79,6 +79,6 @@ def test_a_file_read_and_written_again_is_the_same_model(
     flatten_biases(copy)
     program = workshop.subject("vit").program
     assert (
-        Graph.read(copy, program).sites_in_order()
-        == Graph.read(artifact.path, program).sites_in_order()
+        Graph.read(copy, program).layers_in_order()
+        == Graph.read(artifact.path, program).layers_in_order()
     )

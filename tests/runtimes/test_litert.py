@@ -50,13 +50,26 @@ def test_layers_take_their_sites_in_the_order_of_the_file() -> None:
         ("Add (ND)", True, 0.0),
         ("FULLY_CONNECTED", False, 0.0),
     ]
-    weights = {"0 CONV_2D": "stem", "1 EMBEDDING_LOOKUP": "words", "5 FULLY_CONNECTED": "head"}
+    weights = {
+        "0 CONV_2D int8-static": "stem",
+        "1 EMBEDDING_LOOKUP fp32": "words",
+        "5 FULLY_CONNECTED fp32": "head",
+    }
     assert _sites_of_layers(events, weights) == {1: ("stem",), 3: ("head",)}
+
+
+def test_layers_that_ran_in_another_order_are_told_apart_by_their_arithmetic() -> None:
+    events = [
+        ("Convolution (NHWC, F32) IGEMM", True, 0.0),
+        ("Convolution (NHWC, QC8) IGEMM", True, 0.0),
+    ]
+    weights = {"0 CONV_2D int8-static": "integer", "1 CONV_2D fp32": "float"}
+    assert _sites_of_layers(events, weights) == {0: ("float",), 1: ("integer",)}
 
 
 def test_layers_take_no_sites_where_the_runtime_ran_another_number_of_them() -> None:
     events = [("Convolution (NHWC, QC8) IGEMM", True, 0.0)]
-    assert _sites_of_layers(events, {"0 CONV_2D": "stem", "1 CONV_2D": "body"}) == {}
+    assert _sites_of_layers(events, {"0 CONV_2D fp32": "stem", "1 CONV_2D fp32": "body"}) == {}
 
 
 def test_a_dynamic_depthwise_layer_is_seen_to_leave_the_delegate(

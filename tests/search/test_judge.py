@@ -123,6 +123,7 @@ def tried(
         "latency_p99": Figure(latency, Evidence.PREDICTED, "there"),
         "storage": Figure(storage, Evidence.MEASURED, "the file"),
         "memory": memory,
+        "accuracy_drop": Figure(1.0 - score, Evidence.MEASURED, "here"),
     }
     verdict = judge(figures, replace(Budget(), memory=1.0), TARGET)
     return Trial(Recipe(name, "onnx", ()), figures, verdict)
@@ -140,6 +141,11 @@ def chosen(*trials: Trial) -> str | None:
 def test_the_best_score_wins_among_those_that_breach_nothing() -> None:
     trials = [tried("good", 0.8), tried("best", 0.9), tried("too-big", 0.99, overrun=1.1)]
     assert chosen(*trials) == "best"
+
+
+def test_a_score_above_the_networks_own_is_luck_and_no_reason() -> None:
+    lucky, fast = tried("lucky", 1.02, latency=2.0), tried("fast", 1.0)
+    assert chosen(lucky, fast) == "fast"
 
 
 def test_room_that_is_left_counts_for_nothing() -> None:

@@ -187,9 +187,17 @@ def test_one_recipe_that_cannot_be_made_does_not_stop_the_others(
     assert failed == [Trial(broken, failure="NotExportable: onnx: no operator for aten.strange")]
 
 
-def test_a_bug_in_an_exporter_is_not_hidden(fresh: Case, fakes: Plugins) -> None:
-    fakes.exporter.export = small_build.failing(KeyError("a bug"))  # type: ignore[method-assign]
-    with pytest.raises(KeyError):
+def test_whatever_a_converter_raises_fails_its_recipe_by_name(fresh: Case, fakes: Plugins) -> None:
+    fakes.exporter.export = small_build.failing(KeyError("odd"))  # type: ignore[method-assign]
+    made, (failed,) = make(fresh, [all_static(fresh)], Silence())
+    assert made == []
+    assert failed.failure == "KeyError: 'odd'"
+
+
+def test_a_full_disk_is_no_recipes_failure(fresh: Case, fakes: Plugins) -> None:
+    full = OSError(28, "No space left on device")
+    fakes.exporter.export = small_build.failing(full)  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="No space left"):
         make(fresh, [all_static(fresh)], Silence())
 
 

@@ -52,7 +52,7 @@ def layers(count: int, kind: LayerKind = LayerKind.CONVOLUTION) -> list[Site]:
 
 
 def test_a_format_without_a_kernel_refuses_with_its_reason() -> None:
-    target = load_target("robot-3w")
+    target = load_target("phone-budget")
     site = Site("conv", LayerKind.CONVOLUTION)
     runtime = runtime_of(target, "litert")
     reason = refusal(site, Precision.INT4_WEIGHTS, catalog.exporter("tflite"), runtime)
@@ -75,7 +75,7 @@ def test_float_is_never_refused(format_: str, kind: LayerKind) -> None:
 
 def test_four_bits_fall_back_to_other_integers_and_say_why() -> None:
     conv, linear = Site("conv", LayerKind.CONVOLUTION), Site("fc", LayerKind.LINEAR)
-    runtime = runtime_of(load_target("robot-3w"), "litert")
+    runtime = runtime_of(load_target("phone-budget"), "litert")
     recipe = uniform(Precision.INT4_WEIGHTS, (conv, linear), catalog.exporter("tflite"), runtime)
     assert recipe.precisions == {conv: Precision.INT8_STATIC, linear: Precision.INT4_WEIGHTS}
     assert recipe.declined == ((conv, "XNNPACK has no four-bit convolution: int8-static"),)
