@@ -156,14 +156,17 @@ def test_every_command_works_beside_a_bare_runtime(
     names = [alone / f"mine-{index}.npy" for index in range(2)]
     for name, array in zip(names, bundle.golden("input"), strict=True):
         np.save(name, array[:1])
-    answer(bundle.run(python, "predict", *names))
+    shown = answer(bundle.run(python, "predict", *names, "--out", alone))
+    assert len(shown["outputs"]) == len(bundle.golden("output"))
     predicted = runner.arrays(str(alone), "output")
     for wanted, got in zip(bundle.golden("output"), predicted, strict=True):
         assert runner.relative_error(wanted[:1], got) <= limit
 
-    measured = answer(bundle.run(python, "bench", "--seconds", 0.2, "--count", 20))
+    measured = answer(bundle.run(python, "bench", "--seconds", 0.2, "--count", 20, "--raw"))
     assert len(measured["latencies"]) >= 20
     assert min(measured["latencies"]) > 0
+    summary = answer(bundle.run(python, "bench", "--seconds", 0, "--count", 20))["latencies"]
+    assert 0 < summary["p50"] <= summary["p90"] <= summary["p99"]
     assert measured["load"] > 0
     assert measured["peak_memory"] > 0
     assert measured["cpu_share"] > 0
@@ -331,3 +334,11 @@ def test_it_is_written_in_the_syntax_of_python_3_8() -> None:
     }
     runtimes = {"numpy", "onnxruntime", "ai_edge_litert", "tflite_runtime"}
     assert imported <= runtimes | set(sys.stdlib_module_names)
+
+
+def test_a_runtime_that_is_too_old_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    bundle = make_bundle(workshop, "onnx", Precision.FP32, tmp_path)
+    edit_manifest(bundle, minimum_runtime={"onnxruntime": "99.0"})
+    done = bundle.run(Path(sys.executable), "check")
+    assert done.returncode == 4
+    assert "not known to run this rightly. Install onnxruntime >= 99.0" in done.stderr
