@@ -213,7 +213,9 @@ class Graph:
         """
         if self._weight(name, inputs) is None:
             return ""
-        for tensor in (*inputs[_WEIGHT_INPUT[name] :], *outputs):
+        # A constant that several operators read was merged of equal ones and names them all.
+        own = [t for t in inputs[_WEIGHT_INPUT[name] :] if len(self._consumers[t]) == 1]
+        for tensor in (*own, *outputs, *inputs[_WEIGHT_INPUT[name] :]):
             nodes = [node for node in _NODE.findall(self._name(tensor)) if node in self._sites]
             if nodes:
                 return self._sites[max(nodes, key=self._order.__getitem__)]

@@ -379,3 +379,19 @@ def test_a_workload_without_a_score_passes() -> None:
 def test_notices_are_named() -> None:
     message = refusal(lambda: check_workload(tiny(notices=["MIT"])))
     assert "the notices are a list: give a dict from name to text" in message
+
+
+def test_an_output_without_the_batch_in_front_is_refused() -> None:
+    class WithState(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.GRU(4, 8, num_layers=2, batch_first=True)
+
+        def forward(self, series: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            outputs, state = self.layer(series)
+            return outputs, state
+
+    split = [(torch.zeros(1, 3, 4), None)]
+    given = Workload("states", WithState().eval(), (torch.zeros(1, 3, 4),), split, split, split)
+    with pytest.raises(InvalidWorkload, match="output 1 has the shape"):
+        check_workload(given)
