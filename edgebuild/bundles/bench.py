@@ -32,6 +32,5 @@ def bench(
     command = ["python", loader, "--manifest", manifest, *chosen, "bench", "--raw", *options]
     done = device.run(command, Seconds(seconds + MARGIN))
     if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise DeviceError(f"{bundle.path}: bench failed on {device.name}: {reason}")
+        raise DeviceError(f"{bundle.path}: bench failed on {device.name}: {done.reason}")
     return TypeAdapter(Measurement).validate_json(done.stdout)

@@ -40,8 +40,7 @@ def verify(bundle: Bundle, device: Device) -> Verification:
     done = device.run(["python", loader, "--manifest", manifest, "check"], DEADLINE)
     # Python itself ends with 1 where run.py fails in a way that it did not foresee.
     if done.returncode not in (0, 1) or not done.stdout.strip():
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise DeviceError(f"{bundle.path}: the check failed on {device.name}: {reason}")
+        raise DeviceError(f"{bundle.path}: the check failed on {device.name}: {done.reason}")
     found = json.loads(done.stdout)
     if not found["ok"]:
         raise InvalidBundle(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgebuild.inputs.huggingface import load_checkpoint
 from edgebuild.vocabulary.errors import (
@@ -29,9 +29,6 @@ from edgebuild.vocabulary.errors import (
     told,
 )
 from edgebuild.vocabulary.workload import Workload
-
-if TYPE_CHECKING:
-    pass
 
 FUNCTION = "workload"
 WAYS = "give file.py, file.py:function, package.module:function or a checkpoint folder"

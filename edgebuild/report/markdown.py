@@ -7,8 +7,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from edgebuild.bundles.manifest import Manifest
 from edgebuild.report import words
 
-TRIED = ("score", "storage", "latency_p50", "latency_p99", "memory", "integer_kernels")
-
 
 def render(manifest: Manifest) -> str:
     """Fills in report.md.j2."""
@@ -24,6 +22,6 @@ def render(manifest: Manifest) -> str:
         manifest=manifest,
         words=words,
         trials=sorted(manifest.tried, key=lambda trial: -trial.score),
-        columns=TRIED,
+        columns=words.TRIED,
         latencies=[manifest.measurement.percentile(share) for share in (0.5, 0.9, 0.99)],
     )

@@ -26,7 +26,6 @@ COLORS = {
     Status.UNKNOWN: "yellow",
     Status.BREACHED: "red",
 }
-TRIED = ("score", "storage", "latency_p50", "latency_p99", "memory", "integer_kernels")
 
 
 def stderr() -> Console:
@@ -98,12 +97,12 @@ def show_trials(console: Console, manifest: Manifest) -> None:
         "memory": "memory",
         "integer_kernels": "integer kernels",
     }
-    table = Table("", "format", "recipe", *(titles[name] for name in TRIED), "verdict")
+    table = Table("", "format", "recipe", *(titles[name] for name in words.TRIED), "verdict")
     for trial in sorted(manifest.tried, key=lambda trial: -trial.score):
         mark = "→" if trial.recipe == manifest.recipe else ""
         status = trial.verdict.status
         verdict = "[dim]failed" if trial.failure else f"[{COLORS[status]}]{status}"
-        table.add_row(mark, *words.trial_row(trial, TRIED), verdict)
+        table.add_row(mark, *words.trial_row(trial, words.TRIED), verdict)
     console.print(table)
     for trial in manifest.tried:
         if trial.failure:

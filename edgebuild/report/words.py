@@ -22,6 +22,8 @@ FORMATS: Mapping[str, Callable[[float], str]] = {
     "integer_kernels": format_share,
     "integer_time": format_share,
 }
+# What a table of trials shows of each, in order.
+TRIED = ("score", "storage", "latency_p50", "latency_p99", "memory", "integer_kernels")
 TITLES: Mapping[str, str] = {
     "latency_p99": "latency (p99)",
     "memory": "peak memory",

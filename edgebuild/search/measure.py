@@ -251,6 +251,5 @@ def _run(device: Device, spec: Path, command: str, *options: str) -> str:
     words = ["python", script, "--manifest", device.push(spec), command, *options]
     done = device.run(words, DEADLINE)
     if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise DeviceError(f"{command} on {device.name} failed: {reason}")
+        raise DeviceError(f"{command} on {device.name} failed: {done.reason}")
     return done.stdout

@@ -95,6 +95,11 @@ class Completed:
     stdout: str
     stderr: str
 
+    @property
+    def reason(self) -> str:
+        """The last line that it complained with, or its exit code."""
+        return (self.stderr.strip().splitlines() or [f"exit code {self.returncode}"])[-1]
+
 
 class Runtime(Protocol):
     """What runs an artifact, and can say which kernels it used."""
