@@ -52,7 +52,6 @@ def build(
     from edgebuild.inputs.workload_check import check_workload
     from edgebuild.inputs.workload_file import load_workload
     from edgebuild.report.markdown import render
-    from edgebuild.report.silence import Silence
     from edgebuild.search.case import open_case
     from edgebuild.search.judge import choose
     from edgebuild.search.make import make
@@ -61,6 +60,7 @@ def build(
     from edgebuild.search.prove import prove
     from edgebuild.search.record import record
     from edgebuild.search.survey import survey
+    from edgebuild.vocabulary.silence import Silence
 
     out, progress = Path(out), progress or Silence()
     with _clear_disk_errors():

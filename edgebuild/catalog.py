@@ -7,7 +7,7 @@ import pkgutil
 from importlib.metadata import entry_points
 from typing import Any
 
-from edgebuild.vocabulary.contracts import Device, Exporter, Method, Runtime
+from edgebuild.vocabulary.contracts import Device, Exporter, Method, Precisions, Runtime
 from edgebuild.vocabulary.errors import InputError, did_you_mean
 
 
@@ -25,6 +25,17 @@ def device(name: str) -> Device:
 
 def method(name: str) -> Method:
     return _create("methods", name)  # type: ignore[no-any-return]
+
+
+def methods() -> list[Method]:
+    """Everything that changes networks, in the order of the stages; quantize, which does not, is
+    asked for by `precisions`."""
+    found = [method(name) for name in names("methods") if name != "quantize"]
+    return sorted(found, key=lambda one: one.stage)
+
+
+def precisions() -> Precisions:
+    return _create("methods", "quantize")  # type: ignore[no-any-return]
 
 
 def names(folder: str) -> list[str]:

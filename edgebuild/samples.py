@@ -35,6 +35,17 @@ class StoredSamples:
         count = len(np.load(folder / "input-0.npy", mmap_mode="r"))
         return cls(folder, folder.name, count)
 
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> tuple[tuple[torch.Tensor, ...], np.ndarray | None]:
+        """One sample as a workload's split gives it: inputs with batch 1, and its label."""
+        if not 0 <= number < self.count:
+            raise IndexError(number)
+        inputs = tuple(torch.tensor(array[number : number + 1]) for array in self.inputs())
+        labels = self.labels()
+        return inputs, None if labels is None else labels[number : number + 1]
+
     def inputs(self) -> list[np.ndarray]:
         """One array an input, (count, …), mapped rather than read."""
         files = sorted(self.folder.glob("input-*.npy"), key=lambda file: int(file.stem[6:]))
@@ -43,7 +54,7 @@ class StoredSamples:
     def labels(self) -> np.ndarray | None:
         """The labels, (count, …), or None where the split has none."""
         file = self.folder / "labels.npy"
-        return np.load(file) if file.exists() else None
+        return np.load(file, mmap_mode="r") if file.exists() else None
 
     def rows(self, limit: int | None = None) -> Iterator[tuple[np.ndarray, ...]]:
         """One sample after the other, each input with batch 1.

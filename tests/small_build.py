@@ -9,22 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
 from torch import Tensor, nn
 
 from edgebuild import Workload, build
 from edgebuild.bundles.manifest import Bundle
 from edgebuild.cache import Cache
 from edgebuild.inputs.target_file import load_target
-from edgebuild.report.silence import Silence
 from edgebuild.search import measure, prove
 from edgebuild.search.case import Case, open_case
 from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.silence import Silence
 from edgebuild.vocabulary.target import Target
-
-# Other tests and builds may keep the machine busy.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
 
 Pair = tuple[Tensor, None]
 TARGET = "robot-raspberry-pi-5"

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
-from edgebuild.vocabulary.contracts import Stage
+from edgebuild.vocabulary.offer import Choice
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Site
-from edgebuild.vocabulary.recipe import Choice
 from edgebuild.vocabulary.target import RuntimeFacts
 
 
 @dataclass(frozen=True)
 class Quantize:
     """Post-training quantization, per layer."""
-
-    stage: ClassVar[Stage] = Stage.QUANTIZE
 
     def choices(
         self, sites: Sequence[Site], runtime: RuntimeFacts

@@ -53,7 +53,7 @@ def choose(trials: Sequence[Trial]) -> Trial | None:
 
     A score above the network's own counts as equal to it. Equal
     scores go to the lower latency on the target, then to the smaller file,
-    then to the smaller memory.
+    then to the smaller memory, then to the higher score.
     """
     candidates = [trial for trial in trials if not trial.failure]
     if not candidates:
@@ -67,4 +67,4 @@ def _rank(trial: Trial) -> tuple[float, ...]:
     drop = max(figures["accuracy_drop"].value, 0.0)
     costs = [figures[name].value for name in ("latency_p99", "storage", "memory")]
     # No line breached is an overrun of 0, so those stand first and by their score alone.
-    return (trial.verdict.overrun, drop, *costs)
+    return (trial.verdict.overrun, drop, *costs, -trial.score)

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from edgebuild import catalog
 from edgebuild.search.case import Case
-from edgebuild.vocabulary.contracts import Exporter, Method
+from edgebuild.vocabulary.contracts import Exporter, Precisions
+from edgebuild.vocabulary.offer import Choice
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Site
-from edgebuild.vocabulary.recipe import Choice, Recipe
+from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.target import RuntimeFacts
 
 # Which share of the layers a mixed recipe keeps in float.
@@ -80,9 +81,9 @@ def refusal(site: Site, precision: Precision, exporter: Exporter, runtime: Runti
 
 
 @functools.cache
-def _quantize() -> Method:
+def _quantize() -> Precisions:
     """Looked up once: the look-up reads what is installed, and every site asks for it."""
-    return catalog.method("quantize")
+    return catalog.precisions()
 
 
 def _next_best(

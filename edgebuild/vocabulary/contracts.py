@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from edgebuild.vocabulary.artifact import Artifact, KernelRun
+from edgebuild.vocabulary.offer import Choice, Offer, Part
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.program import Site
-from edgebuild.vocabulary.recipe import Candidate, Choice
+from edgebuild.vocabulary.recipe import Candidate
+from edgebuild.vocabulary.silence import Silence
 from edgebuild.vocabulary.target import RuntimeFacts
 from edgebuild.vocabulary.units import Seconds
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import nn
+
+    from edgebuild.vocabulary.workload import Workload
 
 
 class Stage(IntEnum):
@@ -26,7 +31,19 @@ class Stage(IntEnum):
     SHRINK = 1
     FACTORIZE = 2
     RECOVER = 3
-    QUANTIZE = 4
+    ROUND = 4
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a method says how far it is, and keeps what a killed run goes on from."""
+
+    progress: Progress
+    scratch: Path | None = None
+
+
+# Where nobody watches, and nothing is kept.
+WORKPLACE = Workplace(Silence())
 
 
 class Method(Protocol):
@@ -34,14 +51,43 @@ class Method(Protocol):
 
     stage: ClassVar[Stage]
 
+    def offers(self, workload: Workload, runtime: RuntimeFacts) -> Iterator[Offer]:
+        """What it could do to the workload's network for a runtime, part by part.
+
+        Every offer is one that `apply` can carry out, together with any one offer of each other
+        part.
+        """
+        ...
+
+    def apply(
+        self,
+        network: nn.Module,
+        chosen: Mapping[Part, Choice],
+        workload: Workload,
+        workplace: Workplace = WORKPLACE,
+    ) -> nn.Module:
+        """A changed copy of the network, in eval mode; the network itself is left as it was.
+
+        The network may differ from the workload's own, which is the teacher, by what methods of
+        earlier stages did to it.
+
+        Raises:
+            MethodFailed: a choice that cannot be carried out; names the part and the reason.
+        """
+        ...
+
+
+class Precisions(Protocol):
+    """Which precisions a layer may have on a target; exporters realize the chosen one."""
+
     def choices(
         self, sites: Sequence[Site], runtime: RuntimeFacts
     ) -> Iterator[tuple[Site, Choice]]:
-        """What it offers at which site, most preferred first."""
+        """What it offers at which layer, most preferred first."""
         ...
 
     def refusal(self, site: Site, choice: Choice, runtime: RuntimeFacts) -> str:
-        """Why it does not offer a choice at a site; empty where it does."""
+        """Why it does not offer a choice at a layer; empty where it does."""
         ...
 
 

@@ -9,6 +9,7 @@
     │   ├── InvalidDestination              an output path that cannot be written
     │   └── MissingPackage                  an extra that is not installed
     ├── NotExportable                   2   an operator that a format does not have
+    ├── MethodFailed                    2   a choice that a method could not carry out
     ├── PrecisionRefused                2   a precision without a kernel on the target
     ├── FellBackToFloat                 2   integer kernels were asked for, float ones ran
     ├── ParityLost                      2   an artifact does not compute what its network does
@@ -62,6 +63,10 @@ class MissingPackage(InputError):
 
 class NotExportable(EdgebuildError):
     """A network that a format cannot express; names the operator."""
+
+
+class MethodFailed(EdgebuildError):
+    """A choice that a method could not carry out; names the part and the reason."""
 
 
 class PrecisionRefused(EdgebuildError):

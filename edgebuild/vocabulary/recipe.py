@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgebuild.vocabulary.offer import Choice, Part
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Program, Site
 
@@ -17,22 +18,20 @@ if TYPE_CHECKING:
     from edgebuild.vocabulary.target import RuntimeFacts
 
 
-@dataclass(frozen=True, order=True)
-class Choice:
-    """One thing that a method does at one site, such as `quantize` to `int8-static`."""
-
-    method: str
-    option: str
-
-
 @dataclass(frozen=True)
 class Recipe:
-    """One choice per site, for one format; `declined` says why a site is left as it was."""
+    """What is done to the network, then one precision per layer, for one format.
+
+    `reshaped` holds the choices that change the network itself, in no order: the methods' stages
+    order them. `chosen` has the precision of every layer of the network that comes of it, and
+    `declined` says why a layer has another one than the rest.
+    """
 
     name: str
     format: str
     chosen: tuple[tuple[Site, Choice], ...]
     declined: tuple[tuple[Site, str], ...] = ()
+    reshaped: tuple[tuple[Part, Choice], ...] = ()
 
     @property
     def precisions(self) -> dict[Site, Precision]:
@@ -51,10 +50,17 @@ class Recipe:
         return ", ".join(f"{count} {precision}" for precision, count in counts.most_common())
 
     @property
+    def shape(self) -> tuple[tuple[str, str, str, str], ...]:
+        """The changes to the network alone, as sorted words: equal for equal networks."""
+        return tuple(
+            sorted((part.path, part.kind.value, *_words(choice)) for part, choice in self.reshaped)
+        )
+
+    @property
     def digest(self) -> str:
         """Names what is done, whatever it is called."""
         steps = sorted((site.path, *_words(choice)) for site, choice in self.chosen)
-        text = json.dumps([self.format, steps])
+        text = json.dumps([self.format, steps, self.shape])
         return hashlib.sha256(text.encode()).hexdigest()
 
 

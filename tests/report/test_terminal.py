@@ -12,9 +12,9 @@ from rich.console import Console
 from edgebuild.bundles.manifest import Bundle
 from edgebuild.bundles.verify import Verification
 from edgebuild.report import terminal, words
-from edgebuild.report.silence import Silence
 from edgebuild.vocabulary.artifact import Census, Fallback
 from edgebuild.vocabulary.recipe import Recipe
+from edgebuild.vocabulary.silence import Silence
 from edgebuild.vocabulary.trial import Trial
 
 BRACKETS = "[/bold] and [red]"

@@ -14,9 +14,10 @@ from edgebuild.inputs.target_file import load_target, target_names
 from edgebuild.search.case import Case
 from edgebuild.search.estimate import predict_latency
 from edgebuild.vocabulary.measurement import Evidence, Figure
+from edgebuild.vocabulary.offer import Choice
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.program import Operator, Program, Site
-from edgebuild.vocabulary.recipe import Choice, Recipe
+from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.target import Target
 
 COUNTS = st.integers(min_value=0, max_value=10**9)

@@ -14,16 +14,17 @@ from torch import nn
 from edgebuild import cache as cache_module
 from edgebuild import catalog
 from edgebuild.cache import Cache
-from edgebuild.report.silence import Silence
 from edgebuild.search.case import Case
 from edgebuild.search.make import Made, make
 from edgebuild.search.plan import plan
 from edgebuild.vocabulary.artifact import Arithmetic, Artifact, KernelRun
 from edgebuild.vocabulary.contracts import Samples
 from edgebuild.vocabulary.errors import InvalidTarget, NotExportable
+from edgebuild.vocabulary.offer import Choice
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Site
-from edgebuild.vocabulary.recipe import Candidate, Choice, Recipe
+from edgebuild.vocabulary.recipe import Candidate, Recipe
+from edgebuild.vocabulary.silence import Silence
 from edgebuild.vocabulary.target import Activations
 from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.units import Seconds

@@ -11,7 +11,6 @@ import small_build
 
 from edgebuild import catalog
 from edgebuild.inputs.target_file import load_target
-from edgebuild.report.silence import Silence
 from edgebuild.search import measure as measure_module
 from edgebuild.search import prove as prove_module
 from edgebuild.search.case import Case
@@ -23,6 +22,7 @@ from edgebuild.vocabulary.contracts import Device
 from edgebuild.vocabulary.errors import ParityLost
 from edgebuild.vocabulary.measurement import Evidence
 from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.silence import Silence
 from edgebuild.vocabulary.trial import Trial
 
 SHORT = Effort(seconds=0.0, count=64)

@@ -15,12 +15,12 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor, fx, nn
 
 from edgebuild.cache import Cache
-from edgebuild.report.silence import Silence
 from edgebuild.search import survey as survey_module
 from edgebuild.search.case import Case
 from edgebuild.search.score import divergence
 from edgebuild.search.survey import round_activations, round_weights, survey
 from edgebuild.vocabulary.program import Site
+from edgebuild.vocabulary.silence import Silence
 
 NUMBERS = st.floats(min_value=-100, max_value=100, width=32)
 WEIGHTS = arrays(np.float32, (3, 4), elements=NUMBERS).map(torch.tensor)

@@ -6,9 +6,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from edgebuild.vocabulary.offer import Choice
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.program import Site
-from edgebuild.vocabulary.recipe import Choice, Recipe
+from edgebuild.vocabulary.recipe import Recipe
 
 FORM = TypeAdapter(Recipe)
 SITES = st.builds(Site, st.text("abc.01", min_size=1, max_size=8), st.sampled_from(LayerKind))

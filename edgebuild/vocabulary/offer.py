@@ -1,0 +1,82 @@
+"""What a method offers: a choice at one part of a network, and the layers that it would leave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from edgebuild.vocabulary.precision import LayerKind
+
+
+class PartKind(StrEnum):
+    """What a method changes as one: coupled channels, a block, a layer, or the whole network."""
+
+    CHANNELS = "channels"
+    BLOCK = "block"
+    LAYER = "layer"
+    NETWORK = "network"
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """A part of the network, before its layers get their precisions.
+
+    `path` is a module's: a layer's own, a block's, or of coupled channels the first layer that
+    produces them; empty for the whole network.
+    """
+
+    path: str
+    kind: PartKind
+
+
+NETWORK = Part("", PartKind.NETWORK)
+
+
+@dataclass(frozen=True, order=True)
+class Choice:
+    """One thing that a method does at one place, such as `quantize` to `int8-static`."""
+
+    method: str
+    option: str
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """All of a layer that its speed depends on: what a micro-benchmark of it is named by.
+
+    `inputs` and `outputs` are channels or features (rows and columns of an embedding), `extent`
+    the size of the input without batch and channels: height and width, or tokens. `kernel`,
+    `stride`, `padding` and `dilation` are empty for linear layers.
+    """
+
+    kind: LayerKind
+    inputs: int
+    outputs: int
+    extent: tuple[int, ...] = ()
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One choice at one part, with the layers that it would leave there.
+
+    Attributes:
+        part: where.
+        choice: what.
+        outputs: the channels that layers would put out, by the layers' paths.
+        inputs: the channels that layers would read, by the layers' paths.
+        replaced: the layers that would stand in a layer's stead, in order.
+        removed: the layers that would go.
+    """
+
+    part: Part
+    choice: Choice
+    outputs: Mapping[str, int] = field(default_factory=dict)
+    inputs: Mapping[str, int] = field(default_factory=dict)
+    replaced: Mapping[str, tuple[LayerShape, ...]] = field(default_factory=dict)
+    removed: frozenset[str] = frozenset()
