@@ -1,0 +1,103 @@
+"""The vehicles workload: whole on tiny made-up crops, and on the real ones where they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import vehicles
+from data_files import data_file
+
+from edgebuild.inputs.workload_check import check_workload
+from edgebuild.inputs.workload_file import load_workload
+from edgebuild.vocabulary.errors import InvalidWorkload
+
+FILE = Path(vehicles.__file__)
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """Bright crops are vehicles; enough of them for one block of validation."""
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("tr", 1000), ("te", 20)):
+        labels = np.arange(count) % 2
+        noise = generator.integers(0, 100, (count, 32, 32, 3))
+        arrays[f"x{split}"] = (noise + 100 * labels[:, None, None, None]).astype(np.uint8)
+        arrays[f"y{split}"] = labels
+    np.savez(tmp_path / "vehicles_32.npz", **arrays)
+    monkeypatch.setenv("EDGEBUILD_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(vehicles, "EPOCHS", 2)
+    return arrays
+
+
+def test_it_is_a_sound_workload_that_learns(made_up: dict[str, np.ndarray]) -> None:
+    workload = vehicles.workload()
+    check_workload(workload)
+    with torch.no_grad():
+        outputs = torch.cat([workload.network(inputs) for inputs, _ in workload.test])
+    assert workload.score is not None
+    assert workload.score(outputs.numpy(), made_up["yte"]) > 0.9
+
+
+def test_every_crop_is_in_one_split_and_looks_as_it_did(made_up: dict[str, np.ndarray]) -> None:
+    workload = vehicles.workload()
+    assert [len(split) for split in (workload.calibration, workload.validation)] == [800, 200]  # type: ignore[arg-type]
+    # Blocks 0 to 2 and 4 are for training, block 3 for validation.
+    for split, index, row in (("calibration", 600, 800), ("validation", 0, 600)):
+        inputs, label = getattr(workload, split)[index]
+        crop = (inputs[0].permute(1, 2, 0).numpy() + 1) * 127.5
+        assert np.array_equal(crop.round(), made_up["xtr"][row])
+        assert label.tolist() == [made_up["ytr"][row]]
+
+
+def test_training_gives_the_same_weights_again(
+    made_up: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = vehicles.workload().network.state_dict()
+    torch.rand(1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    second = vehicles.workload().network.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_network_has_the_size_it_says() -> None:
+    assert sum(weight.numel() for weight in vehicles.network().parameters()) == 278_434
+
+
+def test_without_its_data_it_says_where_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEBUILD_DATA", str(tmp_path))
+    said = rf"vehicles.py:\d+: FileNotFoundError: needs vehicles_32.npz \(looked for: {tmp_path}"
+    with pytest.raises(InvalidWorkload, match=said):
+        load_workload(str(FILE))
+    monkeypatch.delenv("EDGEBUILD_DATA")
+    with pytest.raises(InvalidWorkload, match="looked for: nowhere.*set EDGEBUILD_DATA"):
+        load_workload(str(FILE))
+
+
+def test_a_crop_that_stands_in_two_splits_is_kept_in_one(tmp_path: Path) -> None:
+    crops = torch.arange(1000)[:, None].repeat(1, 4)
+    crops[10] = 700  # one of training that is in validation too
+    training, validation = vehicles._split(crops, torch.tensor([[20] * 4, [650] * 4, [5000] * 4]))
+    assert {10, 20, 650}.isdisjoint(training.tolist() + validation.tolist())
+    assert len(training) == 798
+    assert len(validation) == 199
+
+
+def test_no_real_crop_is_in_two_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        data_file("vehicles_32.npz", vehicles.ORIGIN)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    # Only the splits are of interest, so nothing is trained.
+    monkeypatch.setattr(vehicles, "prepared", lambda *_: vehicles.network().state_dict())
+    workload = vehicles.workload()
+    splits = [workload.calibration, workload.validation, workload.test]
+    crops = [{crop.numpy().tobytes() for crop in split.images} for split in splits]  # type: ignore[union-attr]
+    assert sum(map(len, crops)) == len(set.union(*crops))
+    assert len(splits[1]) > 1900  # type: ignore[arg-type]
