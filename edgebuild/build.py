@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgebuild.vocabulary.errors import InputError, InvalidDestination, NothingBuilt
+from edgebuild.vocabulary.errors import (
+    InputError,
+    InvalidDestination,
+    NothingBuilt,
+    did_you_mean,
+)
 from edgebuild.vocabulary.precision import Precision
-from edgebuild.vocabulary.target import Budget, Target
+from edgebuild.vocabulary.target import Budget, Preference, Target
 from edgebuild.vocabulary.workload import Workload
 
 if TYPE_CHECKING:
@@ -27,6 +33,10 @@ def build(
     out: str | Path,
     formats: Sequence[str] = (),
     precisions: Sequence[Precision] = tuple(Precision),
+    methods: Sequence[str] = (),
+    prefer: Preference = Preference.SCORE,
+    minutes: float | None = None,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Bundle:
     """Searches, measures, judges and packs; the bundle is written even if it breaches a line.
@@ -38,6 +48,11 @@ def build(
         out: the folder to write; an older bundle there is replaced.
         formats: the formats to try, by their exporters' names; all unless given.
         precisions: the precisions to try.
+        methods: the methods that may change the network, by name; all unless given.
+        prefer: what is chosen among those that breach no budget line.
+        minutes: how long the search may look for better ones; until the budget is kept without
+            a loss of score unless given.
+        seed: what training draws its batches from.
         progress: where to say how far it is; silent unless given.
 
     Raises:
@@ -54,40 +69,37 @@ def build(
     from edgebuild.report.markdown import render
     from edgebuild.search.case import open_case
     from edgebuild.search.judge import choose
-    from edgebuild.search.make import make
-    from edgebuild.search.measure import measure
-    from edgebuild.search.plan import plan
+    from edgebuild.search.loop import Wishes, search
     from edgebuild.search.prove import prove
     from edgebuild.search.record import record
-    from edgebuild.search.survey import survey
     from edgebuild.vocabulary.silence import Silence
 
-    out, progress = Path(out), progress or Silence()
+    out, progress, begun = Path(out), progress or Silence(), time.monotonic()
+    seconds = None if minutes is None else minutes * 60
     with _clear_disk_errors():
         target = load_target(target) if isinstance(target, str) else target
-        wishes = target.budget.overridden_by(budget or Budget())
-        target.refuse_impossible(wishes)
+        budget = target.budget.overridden_by(budget or Budget())
+        target.refuse_impossible(budget)
         check_destination(out)
         formats = formats or catalog.names("exporters")
+        methods = _methods(methods)
         _refuse_useless_formats(formats, target)
         with progress.step("Loading the workload"):
             workload = load_workload(workload) if isinstance(workload, str) else workload
             check_workload(workload)
-        case = open_case(workload, target, wishes, Cache(default_root()), progress)
+        case = open_case(workload, target, budget, Cache(default_root()), progress)
         with progress.step("Scoring the network"):
             # First of all: a score that fails must not fail after minutes of work.
             _ = case.float_score
-        sensitivity = survey(case, progress)
-        recipes = plan(case, sensitivity, formats, precisions)
-        made, failed = make(case, recipes, progress)
+        wishes = Wishes(tuple(formats), tuple(precisions), methods, seconds, seed)
         with catalog.device("local") as device:
-            tried = measure(case, made, device, progress)
-            best = choose(tried)
+            found = search(case, wishes, device, progress)
+            best = choose(found.trials, prefer)
             if best is None:
-                raise NothingBuilt(_reasons([*failed, *tried]))
-            chosen = next(one for one in made if one.recipe == best.recipe)
+                raise NothingBuilt(_reasons(found.trials))
+            chosen = next(one for one in found.made if one.recipe == best.recipe)
             proof = prove(case, chosen, device, progress)
-        manifest = record(case, proof, [*tried, *failed])
+        manifest = record(case, proof, found, time.monotonic() - begun, seed)
         golden = {"input": proof.golden_inputs, "output": proof.golden_outputs}
         return pack(out, manifest, proof.made.artifact.path, golden, render(manifest))
 
@@ -101,6 +113,16 @@ def _refuse_useless_formats(formats: Sequence[str], target: Target) -> None:
             f"{target.name} runs {' and '.join(runtimes)}, which takes none of the formats "
             f"{', '.join(formats)}"
         )
+
+
+def _methods(asked: Sequence[str]) -> tuple[str, ...]:
+    from edgebuild import catalog
+
+    known = catalog.names("methods")
+    for name in asked:
+        if name not in known:
+            raise InputError(f"no method is called {name!r}.{did_you_mean(name, known)}")
+    return tuple(asked or known)
 
 
 def _reasons(failed: Sequence[Trial]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 LIBRARIES = (
     "torch",
+    "torch-pruning",
     "numpy",
     "onnx",
     "onnxscript",
@@ -86,6 +87,12 @@ class Cache:
                 make(scratch)
                 _publish(scratch, final)
         return final
+
+    def scratch(self, kind: str, key: str) -> Path:
+        """A folder for what an interrupted `make` goes on from; `forget` it when that is done."""
+        folder = self.root / f"{kind}-unfinished" / digest(key, toolchain())
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def forget(self, entry: Path) -> None:
         """Removes an entry, so that it is made anew the next time."""

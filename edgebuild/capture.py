@@ -62,6 +62,11 @@ def capture(network: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> Prog
         raise NotExportable(
             f"torch.export cannot capture the network: {type(error).__name__}: {lines[0]}"
         ) from error
+    return read(exported)
+
+
+def read(exported: ExportedProgram) -> Program:
+    """Finds the sites and the operators of what was captured, now or in a file."""
     parameters = {
         spec.arg.name: spec.target
         for spec in exported.graph_signature.input_specs
@@ -202,6 +207,9 @@ def _fingerprint(exported: ExportedProgram) -> str:
     for graph in _graphs(exported):
         name.update(str(graph).encode())
         for node in graph.nodes:
+            if node.op == "output":
+                # Computes nothing; what it refers to is among the others.
+                continue
             for value in pytree.tree_leaves(node.meta.get("val")):
                 if isinstance(value, torch.Tensor):
                     name.update(f"{node.name} {tuple(value.shape)} {value.dtype}".encode())

@@ -13,6 +13,7 @@ import typer
 
 from edgebuild.vocabulary.errors import EdgebuildError
 from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.target import Preference
 
 USAGE = 2
 BREACHED = 3
@@ -91,6 +92,17 @@ def build(
     precisions: Annotated[
         list[Precision] | None, typer.Option("--precision", help="Only these.")
     ] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", help="Only these, such as prune and distill.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Search so long; else until the budget is kept at no loss."),
+    ] = None,
+    prefer: Annotated[
+        Preference, typer.Option(help="What is chosen of those that keep the budget.")
+    ] = Preference.SCORE,
+    seed: Annotated[int, typer.Option(min=0, help="What training is drawn from.")] = 0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 3 unless every line is met, by measurement.")
     ] = False,
@@ -123,6 +135,10 @@ def build(
             out=out or Path("dist") / f"{_stem(workload)}-{profile.name}",
             formats=formats or (),
             precisions=precisions or tuple(Precision),
+            methods=methods or (),
+            prefer=prefer,
+            minutes=minutes,
+            seed=seed,
             progress=bars,
         )
     terminal.show_bundle(console, bundle)

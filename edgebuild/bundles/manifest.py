@@ -17,7 +17,7 @@ from edgebuild.vocabulary.target import Budget, Target
 from edgebuild.vocabulary.trial import Parity, Trial
 from edgebuild.vocabulary.verdict import Verdict
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "manifest.json"
 
 
@@ -63,6 +63,57 @@ class WorkloadRecord:
 
 
 @dataclass(frozen=True)
+class SiteRecord:
+    """What one site got: the planner's nats of KL and seconds for that choice.
+
+    `better` is the choice that would save the most loss for its time there (empty where the site
+    has the best already): it `costs` so many seconds more and `saves` so many nats.
+    """
+
+    path: str
+    choice: str
+    loss: float
+    seconds: float
+    better: str = ""
+    costs: float = 0.0
+    saves: float = 0.0
+
+
+@dataclass(frozen=True)
+class PlannedRecord:
+    """What the planner expected of a candidate, and what was measured: seconds and nats of KL."""
+
+    recipe: str
+    format: str
+    planned_latency: float
+    measured_latency: float
+    planned_loss: float
+    measured_loss: float
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """How the search went.
+
+    `knee`, `cheapest` and `best` are digests of recipes among those that were tried: the knee of
+    the frontier, the fastest and the best score that keep the budget. `hypervolume` is relative
+    to ten points of score and the float network's latency. `dropped` holds offers that could not
+    be carried out, with the reasons.
+    """
+
+    evaluations: int
+    seconds: float
+    hypervolume: float
+    frontier: tuple[str, ...]
+    knee: str = ""
+    cheapest: str = ""
+    best: str = ""
+    sites: tuple[SiteRecord, ...] = ()
+    planned: tuple[PlannedRecord, ...] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything that is known about a bundle; `figures` are of the test split.
 
@@ -85,6 +136,7 @@ class Manifest:
     measurement: Measurement
     verdict: Verdict
     tried: tuple[Trial, ...]
+    search: SearchRecord
     versions: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -34,18 +35,31 @@ class Case:
     target: Target
     budget: Budget
     cache: Cache
+    # Reshaped networks that cannot be stored, because their classes have no importable name.
+    unstored: dict[str, torch.nn.Module] = field(default_factory=dict)
 
-    def reference(self, samples: StoredSamples) -> list[np.ndarray]:
-        """The network's own outputs, one array an output, (count, …)."""
+    @property
+    def lesson(self) -> Workload:
+        """The workload as methods may see it: its stored splits, and nothing of the test split."""
+        return replace(
+            self.workload, calibration=self.calibration, validation=self.validation, test=()
+        )
+
+    def reference(self, samples: StoredSamples, program: Program | None = None) -> list[np.ndarray]:
+        """The outputs of a program in PyTorch, the network's own unless given.
+
+        One array an output, (count, …).
+        """
+        source = program or self.program
 
         def make(folder: Path) -> None:
-            module = self.program.exported.module(check_guards=False)
+            module = source.exported.module(check_guards=False)
             with torch.no_grad():
                 rows = [self._flat(module, row) for row in samples.rows()]
             for index, column in enumerate(zip(*rows, strict=True)):
                 np.save(folder / f"output-{index}.npy", np.concatenate(column))
 
-        key = digest(self.program.fingerprint, samples.digest)
+        key = digest(source.fingerprint, samples.digest)
         return stored_outputs(self.cache.entry("reference", key, make))
 
     @staticmethod
@@ -72,10 +86,23 @@ class Case:
             raise InvalidWorkload(f"the score function returned {score}: it must be a number")
         return score
 
+    @property
+    def scoring(self) -> str:
+        """Names the score by its code: what is chosen by a score must not outlive its change."""
+        score = self.workload.score
+        code = getattr(score, "__code__", None)
+        return digest(_words(code)) if code else str(score and type(score).__qualname__)
+
     @cached_property
     def float_score(self) -> float:
         """The network's own score on the validation split."""
         return self.score(self.reference(self.validation), self.validation)
+
+
+def _words(code: CodeType) -> list[object]:
+    """What a function does, whatever file and line it stands in."""
+    constants = [_words(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return [code.co_code.hex(), list(code.co_names), constants]
 
 
 def open_case(

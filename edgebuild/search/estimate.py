@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+from edgebuild.search.layers import macs, weights
 from edgebuild.vocabulary.measurement import Evidence, Figure
+from edgebuild.vocabulary.offer import LayerShape
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.program import Operator, Program, Site
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.target import RuntimeFacts, Target
+from edgebuild.vocabulary.units import Seconds
 
 # No kernel reaches the roofline. Published ncnn latencies of MobileNetV2 and ResNet-50 on
 # Raspberry Pi 4 and 5 are 0.9 to 6 times it (below 1 where Winograd saves multiplications).
@@ -39,6 +43,30 @@ def predict_latency(
     )
 
 
+def predict_layer(
+    shape: LayerShape, precision: Precision, target: Target, runtime: RuntimeFacts
+) -> Seconds:
+    """What one layer takes on the target: the same roofline, for a layer by itself."""
+    positions = macs(shape) // max(weights(shape), 1)
+    moved = shape.inputs * math.prod(shape.extent) + shape.outputs * positions
+    operator = Operator("layer", Site("", shape.kind), macs(shape), weights(shape), moved)
+    bound = _roofline(operator, precision, target, runtime)
+    return Seconds(bound * TYPICAL + TYPICAL_CALL)
+
+
+def predict_glue(program: Program, target: Target, runtime: RuntimeFacts) -> dict[str, Seconds]:
+    """What the operators without weights take, by the path of the layer before them."""
+    found: dict[str, Seconds] = {}
+    path = ""
+    for operator in program.operators:
+        if operator.site is not None:
+            path = operator.site.path
+        elif operator.activations > 0:
+            bound = _roofline(operator, Precision.FP32, target, runtime)
+            found[path] = Seconds(found.get(path, 0.0) + bound * TYPICAL + TYPICAL_CALL)
+    return found
+
+
 def _seconds(
     operator: Operator,
     precisions: Mapping[Site, Precision],
@@ -46,6 +74,12 @@ def _seconds(
     runtime: RuntimeFacts,
 ) -> float:
     precision = precisions.get(operator.site, Precision.FP32) if operator.site else Precision.FP32
+    return _roofline(operator, precision, target, runtime)
+
+
+def _roofline(
+    operator: Operator, precision: Precision, target: Target, runtime: RuntimeFacts
+) -> float:
     rate = target.compute.int8 if precision.is_integer else target.compute.fp32
     share = min(runtime.threads / target.compute.cores, 1.0)
     is_four_bit_convolution = (

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 
+from edgebuild.search.frontier import cheapest, knee
 from edgebuild.vocabulary.measurement import Evidence, Figure
-from edgebuild.vocabulary.target import Budget, Target
+from edgebuild.vocabulary.target import Budget, Preference, Target
 from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.verdict import BudgetLine, Status, Verdict
 
@@ -48,17 +49,20 @@ def _status(line: str, limit: float, figure: Figure) -> tuple[Status, str]:
     return Status.UNKNOWN, "the limit lies within the prediction's error: measure on the device"
 
 
-def choose(trials: Sequence[Trial]) -> Trial | None:
-    """The best score of those that breach no line; if all do, the nearest; None if all failed.
+def choose(trials: Sequence[Trial], prefer: Preference = Preference.SCORE) -> Trial | None:
+    """The preferred one of those that breach no line; if all do, the nearest; None if all failed.
 
     A score above the network's own counts as equal to it. Equal
     scores go to the lower latency on the target, then to the smaller file,
     then to the smaller memory, then to the higher score.
     """
     candidates = [trial for trial in trials if not trial.failure]
-    if not candidates:
-        return None
-    return min(candidates, key=_rank)
+    kept = [trial for trial in candidates if trial.verdict.status is not Status.BREACHED]
+    if kept and prefer is Preference.LATENCY:
+        return cheapest(kept)
+    if kept and prefer is Preference.KNEE:
+        return knee(kept)
+    return min(candidates, key=_rank, default=None)
 
 
 def _rank(trial: Trial) -> tuple[float, ...]:

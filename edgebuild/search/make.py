@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from edgebuild import catalog
 from edgebuild.cache import digest, this_machine
 from edgebuild.search.case import Case
+from edgebuild.search.reshape import reshaped_program
 from edgebuild.vocabulary.artifact import Arithmetic, Artifact, Census, Fallback, KernelRun
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import (
@@ -20,6 +21,7 @@ from edgebuild.vocabulary.errors import (
     PrecisionRefused,
     told,
 )
+from edgebuild.vocabulary.program import Program
 from edgebuild.vocabulary.recipe import Candidate, Recipe
 from edgebuild.vocabulary.target import RuntimeFacts, Target
 from edgebuild.vocabulary.trial import Trial
@@ -30,6 +32,7 @@ class Made:
     """An artifact that runs on the kernels that its recipe asked for."""
 
     recipe: Recipe
+    program: Program
     artifact: Artifact
     census: Census
 
@@ -42,7 +45,7 @@ def make(
     with progress.step("Exporting", total=len(recipes)) as step:
         for recipe in recipes:
             try:
-                made.append(_make(case, recipe))
+                made.append(_make(case, recipe, progress))
             except InvalidTarget:
                 raise
             except OSError:
@@ -55,27 +58,26 @@ def make(
     return made, failed
 
 
-def _make(case: Case, recipe: Recipe) -> Made:
-    artifact = _artifact(case, recipe)
+def _make(case: Case, recipe: Recipe, progress: Progress) -> Made:
+    program = reshaped_program(case, recipe.reshaped, progress)
+    artifact = _artifact(case, recipe, program)
     _refuse_old_runtime(artifact, runtime_facts(case.target, artifact.runtime))
     census = _census(case, recipe, artifact)
     _refuse_float_kernels(recipe, census, artifact.runtime)
-    return Made(recipe, artifact, census)
+    return Made(recipe, program, artifact, census)
 
 
-def _artifact(case: Case, recipe: Recipe) -> Artifact:
+def _artifact(case: Case, recipe: Recipe, program: Program) -> Artifact:
     exporter = catalog.exporter(recipe.format)
     runtime = runtime_facts(case.target, exporter.runtime)
-    candidate = Candidate(recipe, case.program, case.calibration.folder, runtime)
+    candidate = Candidate(recipe, program, case.calibration.folder, runtime)
     form = TypeAdapter(Artifact)
 
     def export(folder: Path) -> None:
         artifact = exporter.export(candidate, folder)
         (folder / "artifact.json").write_bytes(form.dump_json(artifact))
 
-    key = digest(
-        case.program.fingerprint, recipe.digest, case.calibration.digest, runtime.activations
-    )
+    key = digest(program.fingerprint, recipe.digest, case.calibration.digest, runtime.activations)
     folder = case.cache.entry("artifact", key, export)
     artifact = form.validate_json((folder / "artifact.json").read_bytes())
     return replace(artifact, path=folder / artifact.path.name)

@@ -20,7 +20,7 @@ from edgebuild.search.case import Case, stored_outputs
 from edgebuild.search.estimate import predict_latency
 from edgebuild.search.judge import judge
 from edgebuild.search.make import Made, runtime_facts
-from edgebuild.search.score import parity
+from edgebuild.search.score import divergence, parity
 from edgebuild.vocabulary.artifact import Artifact
 from edgebuild.vocabulary.contracts import Device, Progress
 from edgebuild.vocabulary.errors import DeviceError, EdgebuildError, ParityLost
@@ -83,6 +83,7 @@ def _trial(case: Case, made: Made, device: Device) -> Trial:
     try:
         outputs = outputs_of(case, made.artifact, case.validation, device)
         found = parity_of(case, made, outputs, case.validation)
+        loss = divergence(outputs, case.reference(case.validation))
         score = case.score(outputs, case.validation)
         measurement = measurement_of(case, made.artifact, device, SEARCHING)
     except (ParityLost, DeviceError) as problem:
@@ -90,6 +91,7 @@ def _trial(case: Case, made: Made, device: Device) -> Trial:
             made.recipe, census=made.census, failure=f"{type(problem).__name__}: {problem}"
         )
     figures = figures_of(case, made, measurement, score, case.float_score, device)
+    figures["divergence"] = Figure(loss, Evidence.MEASURED, figures["score"].where)
     verdict = judge(figures, case.budget, case.target)
     return Trial(made.recipe, figures, verdict, found, made.census)
 
@@ -105,7 +107,7 @@ def parity_of(
     name = f"{made.recipe.format} {made.recipe.name}"
     if not all(np.isfinite(output).all() for output in outputs):
         raise ParityLost(f"{name}: the outputs hold NaN or infinite values")
-    found = parity(outputs, case.reference(samples))
+    found = parity(outputs, case.reference(samples, made.program))
     limits = [FLOAT_LIMITS.get(p, np.inf) for p in made.recipe.precisions.values()]
     limit = max(limits, default=FLOAT_LIMITS[Precision.FP32])
     if found.relative_error > limit:
@@ -137,7 +139,7 @@ def figures_of(
         # Of two distributions no percentile can be claimed, only where all runs lay.
         low, high = min(measurement.latencies), max(measurement.latencies)
     runtime = runtime_facts(case.target, made.artifact.runtime)
-    predicted = predict_latency(case.program, made.recipe, case.target, runtime)
+    predicted = predict_latency(made.program, made.recipe, case.target, runtime)
     is_bounded = p99.high is not None
     host_p99 = Figure(p99.value, Evidence.MEASURED, here, low, high, note, is_bounded)
     memory = float(measurement.peak_memory)

@@ -1,123 +1,318 @@
-"""Plans recipes: one precision for all layers, and mixes that spare the most sensitive ones."""
+"""Plans with a mixed-integer program: one choice at every part and layer, within limits.
+
+All families compete in one program. Coupled channels have one width, so what a layer costs
+depends on the widths of what it reads and of what it puts out; a factorized layer is thin layers;
+a skipped block costs nothing; every layer has one precision. Losses are taken to add up, which
+measurement corrects.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from edgebuild import catalog
-from edgebuild.search.case import Case
-from edgebuild.vocabulary.contracts import Exporter, Precisions
-from edgebuild.vocabulary.offer import Choice
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from edgebuild.search.layers import resized, weights
+from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part
 from edgebuild.vocabulary.precision import Precision
-from edgebuild.vocabulary.program import Site
-from edgebuild.vocabulary.recipe import Recipe
-from edgebuild.vocabulary.target import RuntimeFacts
+from edgebuild.vocabulary.units import Bytes, Seconds
 
-# Which share of the layers a mixed recipe keeps in float.
-SPARED_SHARES = (0.02, 0.06, 0.12)
-MIXABLE = (Precision.INT8_STATIC, Precision.INT8_DYNAMIC)
-SPARED = "kept in float: among the {count} most sensitive layers"
+# Losses are not known to a percent, so no better solution is worth waiting for.
+GAP = 0.01
+TIME_LIMIT = 20.0
+# A layer's cost is exact in this many widths; what further ones save is added up.
+EXACT_WIDTHS = 2
+# How little the second objective counts: it only decides between equals of the first.
+TIE = 1e-4
+# The precisions whose layers pass integers to each other.
+STATIC = (Precision.INT8_STATIC, Precision.INT4_WEIGHTS)
 
+NO_TIME = Seconds(0.0)
 
-def plan(
-    case: Case,
-    sensitivity: Mapping[Site, float],
-    formats: Sequence[str],
-    precisions: Sequence[Precision],
-) -> list[Recipe]:
-    """The recipes to try, for every format whose runtime the target has; none twice."""
-    planned: dict[str, Recipe] = {}
-    for runtime in case.target.runtimes:
-        for name in formats:
-            exporter = catalog.exporter(name)
-            if exporter.runtime == runtime.name:
-                for recipe in _recipes(
-                    case.program.sites, exporter, runtime, sensitivity, precisions
-                ):
-                    planned.setdefault(recipe.digest, recipe)
-    return list(planned.values())
+Shapes = tuple[LayerShape, ...]
+Weight = Callable[[str], float]
 
 
-def _recipes(
-    sites: Sequence[Site],
-    exporter: Exporter,
-    runtime: RuntimeFacts,
-    sensitivity: Mapping[Site, float],
-    precisions: Sequence[Precision],
-) -> Iterator[Recipe]:
-    for precision in precisions:
-        recipe = uniform(precision, sites, exporter, runtime)
-        reached = recipe.precisions.values()
-        # A network without layers to choose for is still one to export.
-        if precision is not Precision.FP32 and precision not in reached:
-            continue
-        yield recipe
-        if precision in MIXABLE and _is_mostly(precision, recipe):
-            yield from _mixed(recipe, sensitivity)
+@dataclass(frozen=True)
+class Weighed:
+    """An offer, and what it alone would lose: KL of the outputs, in nats."""
+
+    offer: Offer
+    loss: float
 
 
-def uniform(
-    precision: Precision, sites: Sequence[Site], exporter: Exporter, runtime: RuntimeFacts
-) -> Recipe:
-    """The precision wherever it has a kernel, and elsewhere the next best with the reason."""
-    chosen, declined = [], []
-    for site in sites:
-        reason = refusal(site, precision, exporter, runtime)
-        given = _next_best(site, precision, exporter, runtime) if reason else precision
-        chosen.append((site, Choice("quantize", given)))
-        if reason:
-            declined.append((site, f"{reason}: {given}"))
-    return Recipe(precision, exporter.format, tuple(chosen), tuple(declined))
+@dataclass(frozen=True)
+class Menu:
+    """Everything that can be chosen from, for one format.
+
+    Attributes:
+        layers: what stands at each layer's path, in the order of execution.
+        offers: what methods offer.
+        precisions: what each layer may be computed in, with the losses in nats.
+        seconds: what a layer takes.
+        glue: what the weightless operators behind each layer take.
+        fixed: what an inference takes besides.
+        conversion: what it takes to quantize or dequantize an element.
+    """
+
+    layers: Mapping[str, Shapes]
+    offers: tuple[Weighed, ...]
+    precisions: Mapping[str, Mapping[Precision, float]]
+    seconds: Callable[[LayerShape, Precision], Seconds]
+    glue: Mapping[str, Seconds] = field(default_factory=dict)
+    fixed: Seconds = NO_TIME
+    conversion: Seconds = NO_TIME
 
 
-def refusal(site: Site, precision: Precision, exporter: Exporter, runtime: RuntimeFacts) -> str:
-    """Why a site cannot have a precision in this format on this target; empty where it can."""
-    if precision is Precision.FP32:
-        return ""
-    return exporter.refusal(site.kind, precision) or _quantize().refusal(
-        site, Choice("quantize", precision), runtime
+@dataclass(frozen=True)
+class Limits:
+    """What a plan must keep: seconds, and bytes of weights; infinite where nothing is wished."""
+
+    latency: float = math.inf
+    storage: float = math.inf
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is picked, and what it should come to; `losses` are in nats by family."""
+
+    reshaped: tuple[tuple[Part, Choice], ...]
+    precisions: Mapping[str, Precision]
+    latency: Seconds
+    storage: Bytes
+    losses: Mapping[str, float]
+
+
+def _evenly(family: str) -> float:
+    return 1.0
+
+
+def plan(menu: Menu, limits: Limits, weight: Weight = _evenly) -> Plan | None:
+    """The least loss within the limits; None where nothing keeps them.
+
+    `weight` scales the losses of a family (a method's name, or "quantize") by what measurements
+    have shown of it.
+    """
+    program = _Program(menu, weight)
+    return program.solve(_of_one(program.loss) + TIE * _of_one(program.seconds), limits)
+
+
+def fastest(menu: Menu) -> Plan:
+    """The least latency that any choices reach, whatever they lose."""
+    program = _Program(menu, _evenly)
+    found = program.solve(_of_one(program.seconds) + TIE * _of_one(program.loss), Limits())
+    assert found is not None, "without limits there is a solution"
+    return found
+
+
+def _of_one(values: np.ndarray) -> np.ndarray:
+    """Nats and seconds brought to one scale, so that one can break the other's ties."""
+    return values / max(float(np.abs(values).max()), 1e-30)
+
+
+def settle(menu: Menu, made: Sequence[Offer]) -> Menu:
+    """The menu when these offers are taken: only precisions are open."""
+    removed = frozenset[str]().union(*(offer.removed for offer in made))
+    layers = {
+        path: _taken(path, shapes, made)
+        for path, shapes in menu.layers.items()
+        if path not in removed
+    }
+    glue = {path: _glue(menu, path, shapes) for path, shapes in layers.items() if path in menu.glue}
+    return replace(menu, layers=layers, offers=(), glue=glue)
+
+
+def _taken(path: str, shapes: Shapes, taken: Sequence[Offer]) -> Shapes:
+    """What stands at a path after offers: widths lose what each alone would take from them."""
+    first, last = shapes[0], shapes[-1]
+    inputs = first.inputs - sum(first.inputs - o.inputs.get(path, first.inputs) for o in taken)
+    outputs = last.outputs - sum(last.outputs - o.outputs.get(path, last.outputs) for o in taken)
+    for offer in taken:
+        shapes = offer.replaced.get(path, shapes)
+    if len(shapes) == 1:
+        return (resized(shapes[0], max(inputs, 1), max(outputs, 1)),)
+    head = resized(shapes[0], max(inputs, 1), shapes[0].outputs)
+    tail = resized(shapes[-1], shapes[-1].inputs, max(outputs, 1))
+    return (head, *shapes[1:-1], tail)
+
+
+def _glue(menu: Menu, path: str, shapes: Shapes) -> Seconds:
+    """Weightless operators take as long as there are channels."""
+    return Seconds(
+        menu.glue.get(path, 0.0) * shapes[-1].outputs / max(menu.layers[path][-1].outputs, 1)
     )
 
 
-@functools.cache
-def _quantize() -> Precisions:
-    """Looked up once: the look-up reads what is installed, and every site asks for it."""
-    return catalog.precisions()
+class _Program:
+    """The mixed-integer program: columns are what can be picked, rows what must hold.
 
+    Binary columns pick an offer (or none) at each part, and a precision for each layer; a
+    continuous column for each combination at a layer is forced to 1 where all of it is picked.
+    """
 
-def _next_best(
-    site: Site, refused: Precision, exporter: Exporter, runtime: RuntimeFacts
-) -> Precision:
-    """The target's first preference; only four-bit recipes fall back to other integers."""
-    for precision in runtime.kernels.get(site.kind, ()):
-        if precision.is_integer and refused is not Precision.INT4_WEIGHTS:
-            continue
-        if precision is not refused and not refusal(site, precision, exporter, runtime):
-            return precision
-    return Precision.FP32
+    def __init__(self, menu: Menu, weight: Weight) -> None:
+        self._menu, self._weight = menu, weight
+        self._columns: list[tuple[float, float, float, bool]] = []
+        self._rows: list[tuple[dict[int, float], float, float]] = []
+        self._options: dict[Part, list[tuple[int, Weighed | None]]] = {}
+        self._precisions: dict[str, dict[Precision, int]] = {}
+        for part in dict.fromkeys(weighed.offer.part for weighed in menu.offers):
+            self._add_part(part)
+        for path in menu.layers:
+            self._add_layer(path)
+        for before, after in itertools.pairwise(menu.layers):
+            self._add_border(before, after)
+        table = np.array(self._columns, dtype=np.float64).reshape(-1, 4)
+        self.loss, self.seconds, self._bytes, self._is_binary = table.T
 
-
-def _is_mostly(precision: Precision, recipe: Recipe) -> bool:
-    chosen = list(recipe.precisions.values())
-    return chosen.count(precision) * 2 > len(chosen)
-
-
-def _mixed(recipe: Recipe, sensitivity: Mapping[Site, float]) -> Iterator[Recipe]:
-    """The recipe with its k most sensitive integer layers left in fp32, for a few k."""
-    integer = [site for site, precision in recipe.precisions.items() if precision.is_integer]
-    ranked = sorted(integer, key=lambda site: -sensitivity.get(site, 0.0))
-    counts = {max(1, round(share * len(integer))) for share in SPARED_SHARES}
-    for count in sorted(count for count in counts if count < len(integer)):
-        spared = set(ranked[:count])
-        chosen = tuple(
-            (site, Choice("quantize", Precision.FP32) if site in spared else choice)
-            for site, choice in recipe.chosen
+    def solve(self, objective: np.ndarray, limits: Limits) -> Plan | None:
+        rows = [
+            *self._rows,
+            (dict(enumerate(self.seconds)), -math.inf, limits.latency - self._menu.fixed),
+            (dict(enumerate(self._bytes)), -math.inf, limits.storage),
+        ]
+        entries = [(v, r, c) for r, (row, _, _) in enumerate(rows) for c, v in row.items()]
+        values, at_rows, at_columns = zip(*entries, strict=True)
+        matrix = csr_array((values, (at_rows, at_columns)), shape=(len(rows), len(objective)))
+        found = milp(
+            objective,
+            integrality=self._is_binary,
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(
+                matrix, [low for _, low, _ in rows], [high for _, _, high in rows]
+            ),
+            options={"mip_rel_gap": GAP, "time_limit": TIME_LIMIT},
         )
-        reasons = [(site, SPARED.format(count=count)) for site in ranked[:count]]
-        yield Recipe(
-            name=f"{recipe.name}, {count} in float",
-            format=recipe.format,
-            chosen=chosen,
-            declined=(*recipe.declined, *reasons),
+        return None if found.x is None else self._read(found.x)
+
+    def _read(self, x: np.ndarray) -> Plan:
+        taken = []
+        for options in self._options.values():
+            _, weighed = max(options, key=lambda option: x[option[0]])
+            if weighed is not None:
+                taken.append(weighed)
+        precisions = {
+            path: max(columns, key=lambda precision: x[columns[precision]])
+            for path, columns in self._precisions.items()
+        }
+        losses = Counter[str]()
+        for weighed in taken:
+            losses[weighed.offer.choice.method] += weighed.loss
+        for path, precision in precisions.items():
+            losses["quantize"] += self._menu.precisions[path][precision]
+        return Plan(
+            reshaped=tuple((weighed.offer.part, weighed.offer.choice) for weighed in taken),
+            precisions=precisions,
+            latency=Seconds(float(self.seconds @ x) + self._menu.fixed),
+            storage=Bytes(round(float(self._bytes @ x))),
+            losses=losses,
         )
+
+    # ---- columns
+
+    def _column(
+        self, loss: float = 0.0, seconds: float = 0.0, size: float = 0.0, is_binary: bool = True
+    ) -> int:
+        self._columns.append((loss, seconds, size, is_binary))
+        return len(self._columns) - 1
+
+    def _row(self, row: dict[int, float], low: float, high: float) -> None:
+        self._rows.append((row, low, high))
+
+    def _add_part(self, part: Part) -> None:
+        options: list[tuple[int, Weighed | None]] = [(self._column(), None)]
+        for weighed in self._menu.offers:
+            if weighed.offer.part == part:
+                factor = self._weight(weighed.offer.choice.method)
+                options.append((self._column(loss=weighed.loss * factor), weighed))
+        self._options[part] = options
+        self._row({column: 1.0 for column, _ in options}, 1.0, 1.0)
+
+    def _add_layer(self, path: str) -> None:
+        factor = self._weight("quantize")
+        self._precisions[path] = {
+            precision: self._column(loss=loss * factor)
+            for precision, loss in self._menu.precisions[path].items()
+        }
+        self._row(dict.fromkeys(self._precisions[path].values(), 1.0), 1.0, 1.0)
+        exact, added = self._parts_of(path)
+        for part in added:
+            self._add_savings(path, part)
+        total: dict[int, float] = {}
+        marginals: dict[int, dict[int, float]] = {}
+        for picked, shapes in self._combinations(path, exact):
+            for precision, chosen in self._precisions[path].items():
+                seconds, size = self._cost(path, shapes, precision)
+                column = self._column(seconds=seconds, size=size, is_binary=False)
+                total[column] = 1.0
+                for owner in (*picked, chosen):
+                    marginals.setdefault(owner, {})[column] = 1.0
+        # A combination needs everything in it to be picked; without its block, there is none.
+        self._row(total | dict.fromkeys(self._removers(path), 1.0), 1.0, 1.0)
+        for owner, row in marginals.items():
+            self._row(row | {owner: -1.0}, -math.inf, 0.0)
+
+    def _parts_of(self, path: str) -> tuple[list[Part], list[Part]]:
+        """The parts that change a layer: those in every combination, and the further widths."""
+        widths, others = [], []
+        for part, options in self._options.items():
+            offers = [weighed.offer for _, weighed in options if weighed]
+            if any(path in offer.replaced for offer in offers):
+                others.append(part)
+            elif any(path in offer.outputs or path in offer.inputs for offer in offers):
+                widths.append(part)
+        return [*widths[:EXACT_WIDTHS], *others], widths[EXACT_WIDTHS:]
+
+    def _removers(self, path: str) -> list[int]:
+        return [
+            column
+            for options in self._options.values()
+            for column, weighed in options
+            if weighed and path in weighed.offer.removed
+        ]
+
+    def _combinations(
+        self, path: str, parts: Sequence[Part]
+    ) -> Iterator[tuple[tuple[int, ...], Shapes]]:
+        for options in itertools.product(*(self._options[part] for part in parts)):
+            taken = [weighed.offer for _, weighed in options if weighed]
+            shapes = _taken(path, self._menu.layers[path], taken)
+            yield tuple(column for column, _ in options), shapes
+
+    def _cost(self, path: str, shapes: Shapes, precision: Precision) -> tuple[float, float]:
+        seconds = sum(self._menu.seconds(shape, precision) for shape in shapes)
+        size = sum(weights(shape) for shape in shapes) * precision.weight_bits / 8
+        return seconds + _glue(self._menu, path, shapes), size
+
+    def _add_savings(self, path: str, part: Part) -> None:
+        """What a further width saves by itself, in the layer's first precision."""
+        precision = next(iter(self._precisions[path]))
+        shapes = self._menu.layers[path]
+        whole = self._cost(path, shapes, precision)
+        for column, weighed in self._options[part]:
+            if weighed:
+                part_cost = self._cost(path, _taken(path, shapes, [weighed.offer]), precision)
+                loss, seconds, size, is_binary = self._columns[column]
+                saved = (whole[0] - part_cost[0], whole[1] - part_cost[1])
+                self._columns[column] = (loss, seconds - saved[0], size - saved[1], is_binary)
+
+    def _add_border(self, before: str, after: str) -> None:
+        """Between an integer layer and a float one, what passes is converted."""
+        sides = [
+            {c: 1.0 for p, c in self._precisions[path].items() if p in STATIC}
+            for path in (before, after)
+        ]
+        if sides[0] == sides[1] == {} or self._menu.conversion == 0:
+            return
+        shape = self._menu.layers[after][0]
+        elements = shape.inputs * math.prod(shape.extent)
+        border = self._column(seconds=self._menu.conversion * elements, is_binary=False)
+        for one, other in itertools.permutations(sides):
+            row = one | dict.fromkeys(other, -1.0) | {border: -1.0}
+            self._row(row, -math.inf, 0.0)

@@ -6,28 +6,35 @@ import datetime
 import importlib.metadata
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
-from edgebuild.bundles.manifest import ArtifactRecord, Golden, Manifest, WorkloadRecord
+from edgebuild.bundles.manifest import (
+    ArtifactRecord,
+    Golden,
+    Manifest,
+    PlannedRecord,
+    SearchRecord,
+    WorkloadRecord,
+)
 from edgebuild.bundles.pack import file_digest
 from edgebuild.cache import LIBRARIES
 from edgebuild.search.case import Case
+from edgebuild.search.explain import explain
+from edgebuild.search.frontier import cheapest, frontier, knee
+from edgebuild.search.judge import choose
+from edgebuild.search.loop import Found, volume
 from edgebuild.search.make import Made, runtime_facts
 from edgebuild.search.prove import Proof
-from edgebuild.vocabulary.trial import Trial
-
-# Nothing is drawn at random yet; methods that draw will draw from this.
-SEED = 0
 
 
-def record(case: Case, proof: Proof, tried: Sequence[Trial]) -> Manifest:
+def record(case: Case, proof: Proof, found: Found, seconds: float, seed: int) -> Manifest:
     """Everything that is known about the proven artifact, and about what was tried besides."""
     made = proof.made
     return Manifest(
         edgebuild=importlib.metadata.version("edgebuild"),
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        seed=SEED,
+        seed=seed,
         threads=runtime_facts(case.target, made.artifact.runtime).threads,
         target=case.target,
         budget=case.budget,
@@ -40,9 +47,42 @@ def record(case: Case, proof: Proof, tried: Sequence[Trial]) -> Manifest:
         measurement=proof.measurement,
         verdict=proof.verdict,
         # Their kernels are not repeated: the shares are among the figures.
-        tried=tuple(replace(trial, census=None) for trial in tried),
+        tried=tuple(replace(trial, census=None) for trial in found.trials),
+        search=_search(case, made, found, seconds),
         versions=_versions(),
     )
+
+
+def _search(case: Case, made: Made, found: Found, seconds: float) -> SearchRecord:
+    chosen = next(a for a in found.attempts if a.trial.recipe == made.recipe)
+    menu = found.menus.get(made.recipe.format)
+    picks = {
+        "knee": knee(found.trials),
+        "cheapest": cheapest(found.trials),
+        "best": choose(found.trials),
+    }
+    return SearchRecord(
+        evaluations=len(found.attempts),
+        seconds=seconds,
+        hypervolume=volume(case, found.trials),
+        frontier=tuple(trial.recipe.digest for trial in frontier(found.trials)),
+        sites=explain(menu, chosen.proposal) if menu else (),
+        planned=tuple(_planned(found)),
+        dropped=dict(found.survey.dropped) if found.survey else {},
+        **{name: trial.recipe.digest for name, trial in picks.items() if trial},
+    )
+
+
+def _planned(found: Found) -> Iterator[PlannedRecord]:
+    for attempt, seen in found.observations():
+        yield PlannedRecord(
+            attempt.proposal.name,
+            seen.format,
+            found.beliefs.predicted_latency(seen),
+            seen.measured_latency,
+            found.beliefs.predicted_loss(seen),
+            seen.measured_loss,
+        )
 
 
 def _workload(case: Case, proof: Proof) -> WorkloadRecord:

@@ -1,192 +1,164 @@
-"""Surveys the sites: how much the outputs change when one layer alone is quantized."""
+"""Surveys what could be done where: every offer and precision, with what it alone would lose."""
 
 from __future__ import annotations
 
-import copy
-import itertools
 import json
-from collections.abc import Callable, Mapping
-from functools import partial
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import nn
 from torch.utils import _pytree as pytree
 
+from edgebuild import catalog
 from edgebuild.cache import digest
-from edgebuild.capture import RECURRENT, WEIGHTED, operator_name
 from edgebuild.search.case import Case
+from edgebuild.search.layers import layer_shapes, weights
+from edgebuild.search.plan import Weighed
+from edgebuild.search.reshape import changed_once
 from edgebuild.search.score import divergence
-from edgebuild.vocabulary.contracts import Progress
-from edgebuild.vocabulary.precision import LayerKind
-from edgebuild.vocabulary.program import Site
+from edgebuild.search.sensitivity import Losses, sensitivity
+from edgebuild.vocabulary.contracts import Progress, Stage
+from edgebuild.vocabulary.errors import MethodFailed, told
+from edgebuild.vocabulary.offer import LayerShape, Offer, Part, PartKind
+from edgebuild.vocabulary.target import RuntimeFacts
 
-SAMPLES = 24
-WEIGHT_STEPS = 127
-ACTIVATION_STEPS = 255
+SAMPLES = 16
+# Offers of one part are measured at this many of their sizes; the others lie on a line through
+# them, in the logarithm of loss against the logarithm of what is taken away.
+MEASURED_SIZES = 2
+# Losses grow about with the square of what is taken away, where only one was measured.
+EXPONENT = 2.0
+NO_LOSS = 1e-9
 
 
-def survey(case: Case, progress: Progress) -> Mapping[Site, float]:
-    """Every site's sensitivity: KL of the outputs on calibration samples, in nats.
+@dataclass(frozen=True)
+class Survey:
+    """What could be done to one network, for one runtime's widths.
 
-    The layer's weights are rounded to eight bits per output channel, and its input to eight bits
-    over the range that it has on these samples; everything else stays float.
+    Attributes:
+        layers: every layer's shape, by its path.
+        offers: what can be picked part by part, with the losses.
+        students: smaller networks of the same architecture; their losses are known only after
+            training.
+        sensitivity: what each layer loses in each integer precision.
+        dropped: offers that could not be carried out, with the reasons.
     """
 
+    layers: Mapping[str, LayerShape]
+    offers: tuple[Weighed, ...]
+    students: tuple[Offer, ...]
+    sensitivity: Losses
+    dropped: Mapping[str, str]
+
+
+def survey(
+    case: Case, families: Sequence[str], runtime: RuntimeFacts, progress: Progress
+) -> Survey:
+    """Asks the methods of these names for their offers, and finds what each would lose.
+
+    The loss of an offer is the KL divergence of the outputs on calibration samples, in nats, with
+    that offer alone carried out and nothing recovered.
+    """
+    offers, dropped = _offers(case, families, runtime)
+    parts: dict[Part, list[Offer]] = {}
+    for offer in offers:
+        if offer.part.kind is not PartKind.NETWORK:
+            parts.setdefault(offer.part, []).append(offer)
+    weighed: list[Weighed] = []
+    with progress.step("Surveying changes", total=len(parts)) as step:
+        for part, of_part in parts.items():
+            try:
+                weighed += _weighed(case, of_part, progress)
+            except MethodFailed as error:
+                dropped[f"{of_part[0].choice.method} at {part.path}"] = told(error)
+            step.advance(part.path)
+    return Survey(
+        layers=layer_shapes(case.program),
+        offers=tuple(weighed),
+        students=tuple(offer for offer in offers if offer.part.kind is PartKind.NETWORK),
+        sensitivity=sensitivity(case, progress),
+        dropped=dropped,
+    )
+
+
+def _offers(
+    case: Case, families: Sequence[str], runtime: RuntimeFacts
+) -> tuple[list[Offer], dict[str, str]]:
+    offers: list[Offer] = []
+    dropped: dict[str, str] = {}
+    for name in families:
+        method = catalog.method(name)
+        if method.stage in (Stage.SHRINK, Stage.FACTORIZE):
+            try:
+                offers += method.offers(case.lesson, runtime)
+            except MethodFailed as error:
+                dropped[name] = told(error)
+    return offers, dropped
+
+
+def _weighed(case: Case, offers: Sequence[Offer], progress: Progress) -> list[Weighed]:
+    """The offers of one part with their losses, a few measured and the others interpolated."""
+    layers = layer_shapes(case.program)
+    taken = np.log([max(_taken_away(offer, layers), 1e-6) for offer in offers])
+    chosen = _spread(len(offers), MEASURED_SIZES, np.argsort(taken))
+    known = {index: math.log(_loss(case, offers[index], progress)) for index in chosen}
+    return [
+        Weighed(offer, math.exp(_interpolated(taken[index], taken, known)))
+        for index, offer in enumerate(offers)
+    ]
+
+
+def _spread(count: int, wanted: int, order: np.ndarray) -> list[int]:
+    """As many places as wanted, at even distances inside the order."""
+    places = {round((place + 1) * (count - 1) / (wanted + 1)) for place in range(wanted)}
+    return [int(order[place]) for place in sorted(places)]
+
+
+def _interpolated(at: float, taken: np.ndarray, known: Mapping[int, float]) -> float:
+    points = sorted((taken[index], loss) for index, loss in known.items())
+    if len(points) == 1 or points[-1][0] - points[0][0] < 1e-9:
+        return points[0][1] + EXPONENT * (at - points[0][0])
+    (x0, y0), (x1, y1) = points[0], points[-1]
+    # More taken away never loses less, whatever chance made of the samples.
+    slope = max((y1 - y0) / (x1 - x0), 0.5)
+    middle = ((x0 + x1) / 2, (y0 + y1) / 2)
+    return float(middle[1] + slope * (at - middle[0]))
+
+
+def _taken_away(offer: Offer, layers: Mapping[str, LayerShape]) -> float:
+    """Which share of the part's own channels or weights goes."""
+    if offer.removed:
+        return 1.0
+    if offer.outputs:
+        path, kept = max(offer.outputs.items(), key=lambda item: layers[item[0]].outputs)
+        return 1 - kept / layers[path].outputs
+    path, shapes = next(iter(offer.replaced.items()))
+    return 1 - sum(weights(shape) for shape in shapes) / weights(layers[path])
+
+
+def _loss(case: Case, offer: Offer, progress: Progress) -> float:
+    """KL of the outputs with this offer alone carried out, in nats."""
+
     def make(folder: Path) -> None:
-        found = _survey(case, progress)
-        table = [[site.path, site.kind, loss] for site, loss in found.items()]
-        (folder / "sensitivity.json").write_text(json.dumps(table))
+        network = changed_once(case, offer.part, offer.choice, progress)
+        rows = [tuple(map(torch.tensor, row)) for row in case.calibration.rows(SAMPLES)]
+        wanted, got = _outputs(case.workload.network, rows), _outputs(network, rows)
+        (folder / "loss.json").write_text(json.dumps(divergence(got, wanted)))
 
-    key = digest(case.program.fingerprint, case.calibration.digest, SAMPLES)
-    entry = case.cache.entry("survey", key, make)
-    table = json.loads((entry / "sensitivity.json").read_text())
-    return {Site(path, LayerKind(kind)): loss for path, kind, loss in table}
-
-
-def _survey(case: Case, progress: Progress) -> Mapping[Site, float]:
-    module = case.program.exported.module(check_guards=False)
-    rows = [tuple(map(torch.tensor, row)) for row in case.calibration.rows(SAMPLES)]
-    losses: dict[Site, list[float]] = {site: [] for site in case.program.sites}
-    with torch.no_grad(), progress.step("Surveying the layers", total=len(rows)) as step:
-        watched = _Watched(module)
-        wanted = [_flat(_run(watched, row)) for row in rows]
-        # One sample is too few to tell the variance of an output, above all of a single number.
-        spread = [float(np.var(column)) for column in zip(*wanted, strict=True)]
-        for row, outputs in zip(rows, wanted, strict=True):
-            judged = partial(divergence, reference=outputs, spread=spread)
-            branched = _Branched(module, case.program.nodes, watched.ranges, judged)
-            _run(branched, row)
-            for site, loss in branched.losses.items():
-                losses[site].append(loss)
-            step.advance()
-    return {site: float(np.mean(found)) for site, found in losses.items()}
+    choice = offer.part.path, offer.part.kind, offer.choice.method, offer.choice.option
+    key = digest(case.program.fingerprint, case.calibration.digest, SAMPLES, choice)
+    entry = case.cache.entry("offer", key, make)
+    loss = float(json.loads((entry / "loss.json").read_text()))
+    if not math.isfinite(loss):
+        raise MethodFailed(f"{offer.part.path}: {offer.choice.option} makes the outputs NaN")
+    return max(loss, NO_LOSS)
 
 
-def _run(interpreter: fx.Interpreter, row: tuple[torch.Tensor, ...]) -> Any:
-    # Copied: a network may write into its inputs.
-    return interpreter.run(*(tensor.clone() for tensor in row))
-
-
-def _flat(outputs: Any) -> list[np.ndarray]:
-    return [tensor.numpy() for tensor in pytree.tree_leaves(outputs)]
-
-
-class _Watched(fx.Interpreter):
-    """Runs the network and keeps the range of what each layer reads, zero included."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.ranges: dict[str, tuple[float, float]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        source = _input_of(n)
-        if source is not None:
-            value = self.env[source]
-            low, high = self.ranges.get(n.name, (0.0, 0.0))
-            self.ranges[n.name] = min(low, float(value.min())), max(high, float(value.max()))
-        return super().run_node(n)
-
-
-def _input_of(node: fx.Node) -> fx.Node | None:
-    """The node whose float values a layer multiplies with its weights."""
-    name = operator_name(node)
-    if name not in WEIGHTED or WEIGHTED[name][0] is LayerKind.EMBEDDING:
-        return None
-    source = node.args[1 if name == "addmm" else 0]
-    return source if isinstance(source, fx.Node) else None
-
-
-class _Branched(fx.Interpreter):
-    """Runs the network; before each layer, a branch runs on with that layer alone quantized."""
-
-    def __init__(
-        self,
-        module: fx.GraphModule,
-        nodes: Mapping[Site, tuple[str, ...]],
-        ranges: Mapping[str, tuple[float, float]],
-        loss: Callable[[list[np.ndarray]], float],
-    ) -> None:
-        super().__init__(module)
-        self._branches = {names[0]: (site, names) for site, names in nodes.items()}
-        self._ranges = ranges
-        self._loss = loss
-        self.losses: dict[Site, float] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.name in self._branches:
-            site, names = self._branches[n.name]
-            disturbed = _Disturbed(self.module, names, self._ranges)  # type: ignore[arg-type]
-            self.losses[site] = self._loss(_flat(disturbed.run(initial_env=self._before(n))))
-        return super().run_node(n)
-
-    def _before(self, current: fx.Node) -> dict[fx.Node, Any]:
-        """What the branch need not run again; None for what nobody reads any more.
-
-        Copied, because operators such as `add_` write into what earlier ones returned.
-        """
-        weights = {id(weight): weight for weight in self.module.state_dict(keep_vars=True).values()}
-        values = copy.deepcopy(list(self.env.values()), weights)
-        ahead = itertools.takewhile(lambda node: node is not current, self.graph.nodes)
-        return dict.fromkeys(ahead) | dict(zip(self.env, values, strict=True))
-
-
-class _Disturbed(fx.Interpreter):
-    """Runs the network with the named nodes quantized."""
-
-    def __init__(
-        self,
-        module: fx.GraphModule,
-        nodes: tuple[str, ...],
-        ranges: Mapping[str, tuple[float, float]],
-    ) -> None:
-        super().__init__(module)
-        self._nodes = set(nodes)
-        self._ranges = ranges
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.name not in self._nodes:
-            return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        return self.call_function(n.target, self._quantized(n, args), kwargs)
-
-    def _quantized(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        name = operator_name(node)
-        if name in RECURRENT:
-            weights = {3} if isinstance(args[3], list) else {2}
-            return tuple(
-                [round_weights(weight, 0) for weight in argument] if index in weights else argument
-                for index, argument in enumerate(args)
-            )
-        kind, position = WEIGHTED[name]
-        changed = list(args)
-        changed[position] = round_weights(args[position], _channel_axis(name, kind))
-        if node.name in self._ranges:
-            source = 1 if name == "addmm" else 0
-            changed[source] = round_activations(args[source], *self._ranges[node.name])
-        return tuple(changed)
-
-
-def _channel_axis(name: str, kind: LayerKind) -> int:
-    """The axis of output channels in the layout of each operator's weight."""
-    if kind is LayerKind.TRANSPOSED or name == "addmm":
-        return 1
-    return -1 if name in ("matmul", "mm") else 0
-
-
-def round_weights(weight: torch.Tensor, axis: int) -> torch.Tensor:
-    """Rounds to a symmetric grid of 2 × 127 steps, a scale for each output channel."""
-    if weight.ndim < 2:
-        return weight
-    others = [other for other in range(weight.ndim) if other != axis % weight.ndim]
-    scale = weight.abs().amax(dim=others, keepdim=True).clamp_min(1e-12) / WEIGHT_STEPS
-    return (weight / scale).round() * scale
-
-
-def round_activations(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """Rounds to 255 steps between the ends of a range that holds zero."""
-    scale = max(high - low, 1e-12) / ACTIVATION_STEPS
-    zero = round(-low / scale)
-    return ((values / scale + zero).round().clamp(0, ACTIVATION_STEPS) - zero) * scale
+def _outputs(network: nn.Module, rows: Iterable[tuple[torch.Tensor, ...]]) -> list[np.ndarray]:
+    with torch.no_grad():
+        columns = zip(*(pytree.tree_leaves(network(*row)) for row in rows), strict=True)
+        return [torch.cat(column).numpy() for column in columns]

@@ -85,6 +85,14 @@ class RuntimeFacts:
     kernels: Mapping[LayerKind, tuple[Precision, ...]]
 
 
+class Preference(StrEnum):
+    """What is chosen among those that breach no budget line."""
+
+    SCORE = "score"
+    LATENCY = "latency"
+    KNEE = "knee"
+
+
 @dataclass(frozen=True)
 class Budget:
     """Wishes; None is no wish. `power` is above idle, at `rate` inferences a second.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgebuild import catalog
 from edgebuild.inputs.target_file import load_target, target_names
-from edgebuild.search.plan import plan, refusal, uniform
+from edgebuild.search.uniform import uniform, refusal, uniform
 from edgebuild.vocabulary.errors import InputError
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.program import Site

@@ -1,0 +1,91 @@
+"""Explains a choice: what each site got, and what the next better choice there would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edgebuild.bundles.manifest import SiteRecord
+from edgebuild.search.plan import Menu, settle
+from edgebuild.search.propose import Proposal
+from edgebuild.vocabulary.offer import Offer
+from edgebuild.vocabulary.precision import Precision
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing that a site could get: what it is called, nats and seconds."""
+
+    name: str
+    loss: float
+    seconds: float
+
+
+def explain(menu: Menu, proposal: Proposal) -> tuple[SiteRecord, ...]:
+    """One record for every site: what it got, and what one more millisecond would buy there.
+
+    Losses and times are the planner's: nats of KL for that choice alone, seconds on the target.
+    """
+    return (*_layers(menu, proposal), *_parts(menu, proposal))
+
+
+def _layers(menu: Menu, proposal: Proposal) -> Iterator[SiteRecord]:
+    settled = settle(menu, list(_taken(menu, proposal)))
+    for path, shapes in settled.layers.items():
+        options = {
+            precision: Option(precision, loss, sum(menu.seconds(s, precision) for s in shapes))
+            for precision, loss in menu.precisions[path].items()
+        }
+        got = options.get(proposal.precisions.get(path, Precision.FP32), options[Precision.FP32])
+        yield _record(path, got, list(options.values()))
+
+
+def _parts(menu: Menu, proposal: Proposal) -> Iterator[SiteRecord]:
+    """What was changed: priced against leaving that part as it was, everything else alike."""
+    taken = list(_taken(menu, proposal))
+    changed = _seconds(menu, taken, proposal)
+    losses = {(w.offer.part, w.offer.choice): w.loss for w in menu.offers}
+    for offer in taken:
+        others = [other for other in taken if other is not offer]
+        loss = losses.get((offer.part, offer.choice), 0.0)
+        name = f"{offer.choice.method}: {offer.choice.option}"
+        got = Option(name, loss, changed)
+        whole = Option("as it was", 0.0, _seconds(menu, others, proposal))
+        yield _record(offer.part.path or "the network", got, [got, whole])
+
+
+def _taken(menu: Menu, proposal: Proposal) -> Iterator[Offer]:
+    chosen = set(proposal.reshaped)
+    for weighed in menu.offers:
+        if (weighed.offer.part, weighed.offer.choice) in chosen:
+            yield weighed.offer
+
+
+def _seconds(menu: Menu, taken: list[Offer], proposal: Proposal) -> float:
+    settled = settle(menu, taken)
+    return sum(
+        menu.seconds(shape, proposal.precisions.get(path, Precision.FP32))
+        for path, shapes in settled.layers.items()
+        for shape in shapes
+    )
+
+
+def _record(path: str, got: Option, options: list[Option]) -> SiteRecord:
+    """The best buy is the option that saves the most loss for its time."""
+    better = [option for option in options if option.loss < got.loss]
+    best = max(better, key=lambda option: _price(got, option), default=None)
+    return SiteRecord(
+        path=path,
+        choice=got.name,
+        loss=got.loss,
+        seconds=got.seconds,
+        better=best.name if best else "",
+        costs=best.seconds - got.seconds if best else 0.0,
+        saves=got.loss - best.loss if best else 0.0,
+    )
+
+
+def _price(got: Option, option: Option) -> float:
+    """Nats saved per second; an option that is no slower is free."""
+    extra = option.seconds - got.seconds
+    return (got.loss - option.loss) / max(extra, 1e-9)

@@ -1,0 +1,291 @@
+"""Closes the loop: plans, makes, measures and learns, until the frontier stands or time is up."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from edgebuild.cache import digest, this_machine
+from edgebuild.methods.distill import seconds_per_step
+from edgebuild.search.case import Case
+from edgebuild.search.frontier import hypervolume, speed
+from edgebuild.search.journal import Journal, Round
+from edgebuild.search.judge import choose
+from edgebuild.search.learn import Beliefs, Observation, learn
+from edgebuild.search.make import Made, make
+from edgebuild.search.measure import measure
+from edgebuild.search.menus import menus
+from edgebuild.search.plan import Limits, Menu
+from edgebuild.search.propose import Attempt, Proposal, Training, first_shapes, next_shapes
+from edgebuild.search.reshape import reshaped_program
+from edgebuild.search.sensitivity import sensitivity
+from edgebuild.search.survey import Survey, survey
+from edgebuild.search.uniform import exporters_of, fitted, uniform_recipes
+from edgebuild.vocabulary.contracts import Device, Progress
+from edgebuild.vocabulary.errors import EdgebuildError, told
+from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.recipe import Recipe
+from edgebuild.vocabulary.trial import Trial
+from edgebuild.vocabulary.verdict import Status
+
+# Without a time that was asked for, a search works until the budget is kept, and at most so long.
+PATIENCE = 600.0
+# The frontier stands still when so many rounds add less than this to its hypervolume.
+STILL, STILL_ROUNDS = 0.01, 2
+# How long a network is trained at first and at most, as shares of the time that is left.
+FIRST_SHARE, MOST_SHARE = 1 / 16, 1 / 3
+STEPS = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)
+# A network that is worth trying is about this much faster to train than the whole one.
+SMALLER = 0.6
+# Worse than all that is of interest: ten points of score lost, the float network's latency.
+REFERENCE = (0.10, 1.0)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a search may use: formats, precisions, methods, and seconds (None: until it fits)."""
+
+    formats: tuple[str, ...]
+    precisions: tuple[Precision, ...]
+    methods: tuple[str, ...]
+    seconds: float | None = None
+    seed: int = 0
+
+
+@dataclass
+class Found:
+    """What a search has tried, made and learned so far."""
+
+    attempts: list[Attempt] = field(default_factory=list)
+    made: list[Made] = field(default_factory=list)
+    beliefs: Beliefs = field(default_factory=Beliefs)
+    survey: Survey | None = None
+    menus: dict[str, Menu] = field(default_factory=dict)
+
+    @property
+    def trials(self) -> list[Trial]:
+        return [attempt.trial for attempt in self.attempts]
+
+    def observations(self) -> Iterator[tuple[Attempt, Observation]]:
+        """What was planned and what was measured, of every candidate that the planner planned."""
+        for attempt in self.attempts:
+            proposal, figures = attempt.proposal, attempt.trial.figures
+            if proposal.latency > 0 and "divergence" in figures:
+                yield (
+                    attempt,
+                    Observation(
+                        proposal.format,
+                        proposal.latency,
+                        speed(attempt.trial),
+                        proposal.losses,
+                        figures["divergence"].value,
+                    ),
+                )
+
+
+def search(case: Case, wishes: Wishes, device: Device, progress: Progress) -> Found:
+    """First one precision for all layers; then all methods together, round by round."""
+    found = Found()
+    _try_uniform(case, wishes, found, device, progress)
+    if wishes.seconds is None and _is_enough(found.trials):
+        return found
+    rounds = Rounds(case, wishes, found, device, progress)
+    rounds.run()
+    return found
+
+
+def _is_enough(trials: Sequence[Trial]) -> bool:
+    """Whether the budget is kept and no score is lost: nothing better could be chosen."""
+    best = choose(trials)
+    if best is None or best.verdict.status is Status.BREACHED:
+        return False
+    return best.figures["accuracy_drop"].value <= 0
+
+
+def _try_uniform(
+    case: Case, wishes: Wishes, found: Found, device: Device, progress: Progress
+) -> None:
+    losses = sensitivity(case, progress)
+    recipes = uniform_recipes(case, losses, wishes.formats, wishes.precisions)
+    made, failed = make(case, recipes, progress)
+    for trial in [*measure(case, made, device, progress), *failed]:
+        recipe = trial.recipe
+        precisions = {site.path: precision for site, precision in recipe.precisions.items()}
+        proposal = Proposal(recipe.name, recipe.format, precisions=precisions)
+        found.attempts.append(Attempt(proposal, trial))
+    found.made += made
+
+
+@dataclass
+class Rounds:
+    """The rounds of one search: each proposes, tries and learns."""
+
+    case: Case
+    wishes: Wishes
+    found: Found
+    device: Device
+    progress: Progress
+    volumes: list[float] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Repeats what an earlier run of the same search has decided, and goes on from there."""
+        journal = Journal(self._folder() / "rounds.json")
+        rounds = list(journal.read())
+        left = self.wishes.seconds or PATIENCE
+        for known in rounds:
+            left -= known.seconds or 0.0
+            if known.seconds is not None:
+                self._try(known.proposals, math.inf)
+        if rounds and rounds[-1].seconds is not None and not rounds[-1].proposals:
+            return
+        deadline = time.monotonic() + left
+        while True:
+            if not rounds or rounds[-1].seconds is not None:
+                proposals = self._propose(deadline)
+                rounds.append(Round(tuple(proposals)))
+                journal.write(rounds)
+            begun = time.monotonic()
+            done = self._try(rounds[-1].proposals, deadline)
+            rounds[-1] = Round(done, time.monotonic() - begun)
+            journal.write(rounds)
+            if not done:
+                return
+
+    def _folder(self) -> Path:
+        """Where the journal is: named by everything that decides what is tried."""
+        wishes, target, budget = (
+            TypeAdapter(type(record)).dump_python(record, mode="json")
+            for record in (self.wishes, self.case.target, self.case.budget)
+        )
+        case = self.case
+        data = [case.program.fingerprint, case.calibration.digest, case.validation.digest]
+        place = [self.device.name, this_machine()]
+        key = digest(data, case.scoring, wishes, target, budget, place)
+        return case.cache.scratch("search", key)
+
+    def _propose(self, deadline: float) -> Iterator[Proposal]:
+        """What to try next; nothing where the search has done what it can."""
+        left = deadline - time.monotonic()
+        is_enough = self.wishes.seconds is None and _is_enough(self.found.trials)
+        if left <= 0 or is_enough or self._stands_still():
+            return
+        survey = self._survey()
+        training, limits = self._training(left), _limits(self.case)
+        found = self.found
+        if any(attempt.proposal.latency > 0 for attempt in found.attempts):
+            proposals = next_shapes(found.attempts, found.menus, limits, training, found.beliefs)
+        else:
+            proposals = first_shapes(found.menus, survey.students, limits, training, found.beliefs)
+        tried = [_what(attempt.proposal) for attempt in self.found.attempts]
+        for proposal in proposals:
+            if _what(proposal) not in tried:
+                tried.append(_what(proposal))
+                yield proposal
+
+    def _survey(self) -> Survey:
+        """Asks once what can be picked, and what it costs."""
+        if self.found.survey is None:
+            wishes, case = self.wishes, self.case
+            runtimes = [runtime for _, runtime in exporters_of(case.target, wishes.formats)]
+            # One network for all formats: its widths are what the more demanding runtime likes.
+            widest = max(runtimes, key=lambda runtime: runtime.channel_multiple)
+            found = survey(case, wishes.methods, widest, self.progress)
+            self.found.survey = found
+            made, formats = self.found.made, self._formats_by_speed()
+            self.found.menus = menus(case, found, made, formats, wishes.precisions, self.progress)
+        return self.found.survey
+
+    def _formats_by_speed(self) -> list[str]:
+        """The format that is fastest as a whole is the one that networks are planned for."""
+        fastest: dict[str, float] = {}
+        for attempt in self.found.attempts:
+            if not attempt.trial.failure:
+                name, seconds = attempt.proposal.format, speed(attempt.trial)
+                fastest[name] = min(seconds, fastest.get(name, math.inf))
+        return sorted(fastest, key=lambda name: fastest[name])
+
+    def _training(self, left: float) -> Training:
+        """How many steps the time allows for."""
+        if "distill" not in self.wishes.methods:
+            return Training(0, 0, self.wishes.seed)
+        seconds = SMALLER * seconds_per_step(self.case.workload.network, self.case.lesson)
+        first, most = (
+            max((steps for steps in STEPS if steps * seconds <= left * share), default=STEPS[0])
+            for share in (FIRST_SHARE, MOST_SHARE)
+        )
+        return Training(first, most, self.wishes.seed)
+
+    def _try(self, proposals: Sequence[Proposal], deadline: float) -> tuple[Proposal, ...]:
+        """Makes and measures; returns what there was time for."""
+        recipes: dict[Recipe, Proposal] = {}
+        done: list[Proposal] = []
+        with self.progress.step("Changing networks", total=len(proposals)) as step:
+            for proposal in proposals:
+                if time.monotonic() > deadline:
+                    break
+                done.append(proposal)
+                try:
+                    recipes[self._recipe(proposal)] = proposal
+                except EdgebuildError as error:
+                    recipe = Recipe(proposal.name, proposal.format, (), (), proposal.reshaped)
+                    failed = Trial(recipe, failure=told(error))
+                    self.found.attempts.append(Attempt(proposal, failed))
+                step.advance(proposal.name)
+        made, failures = make(self.case, list(recipes), self.progress)
+        trials = [*measure(self.case, made, self.device, self.progress), *failures]
+        self.found.attempts += [Attempt(recipes[trial.recipe], trial) for trial in trials]
+        self.found.made += made
+        self.found.beliefs = learn([seen for _, seen in self.found.observations()])
+        self.volumes.append(volume(self.case, self.found.trials))
+        return tuple(done)
+
+    def _recipe(self, proposal: Proposal) -> Recipe:
+        """The proposal with a precision for every layer of the network that it makes."""
+        program = reshaped_program(self.case, proposal.reshaped, self.progress)
+        exporters = exporters_of(self.case.target, [proposal.format])
+        exporter, runtime = next(exporters)
+        recipe = Recipe(proposal.name, proposal.format, (), (), proposal.reshaped)
+        return fitted(recipe, proposal.precisions, program.sites, exporter, runtime)
+
+    def _stands_still(self) -> bool:
+        recent = self.volumes[-STILL_ROUNDS - 1 :]
+        return len(recent) > STILL_ROUNDS and recent[-1] < recent[0] * (1 + STILL)
+
+
+def volume(case: Case, trials: Sequence[Trial]) -> float:
+    """The frontier's hypervolume in score lost and latency relative to the float network's."""
+    made = [trial for trial in trials if not trial.failure]
+    whole = [speed(trial) for trial in made if _is_float(trial)]
+    if not whole:
+        return 0.0
+    points = [
+        (max(trial.figures["accuracy_drop"].value, 0.0), speed(trial) / min(whole))
+        for trial in made
+    ]
+    return hypervolume(points, REFERENCE)
+
+
+def _is_float(trial: Trial) -> bool:
+    """Whether it is the network itself in fp32."""
+    precisions = set(trial.recipe.precisions.values())
+    return not trial.recipe.reshaped and precisions <= {Precision.FP32}
+
+
+def _what(proposal: Proposal) -> tuple[object, ...]:
+    """What tells proposals apart, whatever they are called and expected to come to."""
+    return proposal.format, sorted(proposal.reshaped), sorted(proposal.precisions.items())
+
+
+def _limits(case: Case) -> Limits:
+    """The budget as the planner knows it: power is a latency, at the rate that it is meant at."""
+    budget, power = case.budget, case.target.power
+    latency = budget.latency_p99 or math.inf
+    if budget.power is not None and budget.rate and None not in (power.idle, power.active):
+        above = (power.active or 0.0) - (power.idle or 0.0)
+        latency = min(latency, budget.power / (above * budget.rate))
+    return Limits(latency, budget.storage or math.inf)

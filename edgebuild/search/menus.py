@@ -1,0 +1,125 @@
+"""Writes the menu of each format: what can be picked there, and what it costs on the target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from edgebuild.search.case import Case
+from edgebuild.search.costs import LayerCosts, family_grid, glue_of, measure_costs
+from edgebuild.search.estimate import predict_glue, predict_layer
+from edgebuild.search.make import Made
+from edgebuild.search.plan import NO_TIME, Menu
+from edgebuild.search.survey import Survey
+from edgebuild.search.uniform import exporters_of, refusal
+from edgebuild.vocabulary.artifact import Arithmetic
+from edgebuild.vocabulary.contracts import Exporter, Progress
+from edgebuild.vocabulary.offer import LayerShape
+from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.program import Site
+from edgebuild.vocabulary.target import RuntimeFacts
+from edgebuild.vocabulary.units import Seconds
+
+# Precisions that lose nothing that could be told from noise.
+EXACT = (Precision.FP32, Precision.FP16)
+
+
+def menus(
+    case: Case,
+    survey: Survey,
+    made: Sequence[Made],
+    formats: Sequence[str],
+    precisions: Sequence[Precision],
+    progress: Progress,
+) -> dict[str, Menu]:
+    """One menu a format: measured costs where this machine is the target, else predicted ones."""
+    return {
+        exporter.format: _menu(case, survey, made, exporter, runtime, precisions, progress)
+        for exporter, runtime in exporters_of(case.target, formats)
+    }
+
+
+def _menu(
+    case: Case,
+    survey: Survey,
+    made: Sequence[Made],
+    exporter: Exporter,
+    runtime: RuntimeFacts,
+    precisions: Sequence[Precision],
+    progress: Progress,
+) -> Menu:
+    offered = {
+        site.path: _losses(survey, site, exporter, runtime, precisions)
+        for site in case.program.sites
+        if site.path in survey.layers
+    }
+    layers = {path: (survey.layers[path],) for path in offered}
+    if not case.target.is_this_machine:
+
+        def predicted(shape: LayerShape, precision: Precision) -> Seconds:
+            return predict_layer(shape, precision, case.target, runtime)
+
+        glue = predict_glue(case.program, case.target, runtime)
+        return Menu(layers, survey.offers, offered, predicted, glue)
+    wanted = set(_shapes_to_measure(survey, offered, runtime))
+    costs = LayerCosts(measure_costs(wanted, exporter.format, runtime, case.cache, progress))
+    own = [one for one in made if one.recipe.format == exporter.format and not one.recipe.reshaped]
+    return Menu(
+        layers,
+        survey.offers,
+        offered,
+        costs.seconds,
+        _glue(case, own),
+        conversion=_conversion(case, own),
+    )
+
+
+def _losses(
+    survey: Survey,
+    site: Site,
+    exporter: Exporter,
+    runtime: RuntimeFacts,
+    precisions: Sequence[Precision],
+) -> dict[Precision, float]:
+    """The precisions that a layer may have, with what each loses; fp32 is always one of them."""
+    found = {Precision.FP32: 0.0}
+    for precision in precisions:
+        loss = 0.0 if precision in EXACT else survey.sensitivity.get((site, precision))
+        if loss is not None and not refusal(site, precision, exporter, runtime):
+            found[precision] = loss
+    return found
+
+
+def _shapes_to_measure(
+    survey: Survey, offered: Mapping[str, Mapping[Precision, float]], runtime: RuntimeFacts
+) -> Iterator[tuple[LayerShape, Precision]]:
+    """Each layer as it is, in a few widths where it may be narrowed, and what may replace it."""
+    offers = [weighed.offer for weighed in survey.offers] + list(survey.students)
+    narrowed = {path for offer in offers for path in (*offer.outputs, *offer.inputs)}
+    for path, precisions in offered.items():
+        shape = survey.layers[path]
+        is_narrowed = path in narrowed
+        shapes = family_grid(shape, runtime.channel_multiple) if is_narrowed else [shape]
+        thin = [one for offer in offers for one in offer.replaced.get(path, ())]
+        for one in (*shapes, *thin):
+            for precision in precisions:
+                yield one, precision
+
+
+def _glue(case: Case, made: Sequence[Made]) -> Mapping[str, Seconds]:
+    """The weightless operators' times in the fastest artifact that was made."""
+    if not made:
+        return {}
+    quickest = min(made, key=lambda one: sum(run.seconds for run in one.census.runs))
+    return glue_of(quickest.census.runs, case.program)
+
+
+def _conversion(case: Case, made: Sequence[Made]) -> Seconds:
+    """What the integer artifacts took to convert their inputs and outputs, by element."""
+    elements = sum(math.prod(tensor.shape) for tensor in case.workload.example)
+    taken = [
+        sum(run.seconds for run in one.census.runs if run.arithmetic is Arithmetic.CONVERSION)
+        for one in made
+    ]
+    converting = [seconds for seconds in taken if seconds > 0]
+    return Seconds(min(converting) / elements) if converting else NO_TIME

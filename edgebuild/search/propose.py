@@ -1,0 +1,227 @@
+"""Proposes what to try next: the solver's plans, students, longer training, finer rounding."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from edgebuild.search.frontier import frontier, speed
+from edgebuild.search.learn import Beliefs
+from edgebuild.search.plan import GAP, Limits, Menu, Plan, fastest, plan, settle
+from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part
+from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.trial import Trial
+
+# Where the first plans lie between the fastest network and the whole one, in the logarithm.
+FIRST_PLACES = (0.15, 0.4, 0.65, 0.85)
+# The precisions of a shape may take so much longer than the fastest ones, to lose less.
+SLACK = 1.15
+# How much longer a shape is trained when it has shown promise.
+LONGER = 3
+# The score that quantization must cost before something is done about it.
+WORTH_ROUNDING = 0.003
+# How many shapes of the frontier are taken further in one round.
+PROMISING = 3
+
+Shape = tuple[tuple[Part, Choice], ...]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A recipe to be, while its network does not exist yet: precisions by the layers' paths.
+
+    `latency` (seconds) and `losses` (nats by family) are what the planner expects.
+    """
+
+    name: str
+    format: str
+    reshaped: Shape = ()
+    precisions: Mapping[str, Precision] = field(default_factory=dict)
+    latency: float = 0.0
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A proposal and what became of it."""
+
+    proposal: Proposal
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class Training:
+    """How networks recover: in how many steps first and at most, and from which seed.
+
+    `first` is 0 where nothing may be trained.
+    """
+
+    first: int
+    most: int
+    seed: int = 0
+
+    def choice(self, steps: int, grid: str = "") -> Choice:
+        qat = f", qat {grid}" if grid else ""
+        return Choice("distill", f"{min(steps, self.most)} steps{qat}, seed {self.seed}")
+
+
+def first_shapes(
+    menus: Mapping[str, Menu],
+    students: Sequence[Offer],
+    limits: Limits,
+    training: Training,
+    beliefs: Beliefs,
+) -> Iterator[Proposal]:
+    """Plans along the way from the fastest network to the whole one, and a student or two."""
+    for place in FIRST_PLACES:
+        for menu in list(menus.values())[:1]:
+            low, high = fastest(menu).latency, _whole(menu).latency
+            between = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
+            latency = max(min(between, limits.latency), low * (1 + GAP))
+            yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
+    for offer in students[: len(students) // 2 + 1 : 2]:
+        yield from _realized(menus, [offer], _recovered(training, offer), {"student": 1.0})
+
+
+def next_shapes(
+    attempts: Sequence[Attempt],
+    menus: Mapping[str, Menu],
+    limits: Limits,
+    training: Training,
+    beliefs: Beliefs,
+) -> Iterator[Proposal]:
+    """What the frontier suggests: train its shapes longer, fill its gaps, round more finely."""
+    best = _on_frontier(attempts)
+    for attempt in best[:PROMISING]:
+        yield from _longer(attempt, training)
+        yield from _finer(attempt, attempts, training)
+    menu = next(iter(menus.values()))
+    for slow, fast in _gaps(best):
+        middle = math.sqrt(speed(slow.trial) * speed(fast.trial))
+        believed = beliefs.latency.get(slow.proposal.format, 1.0)
+        latency = max(middle / believed, fastest(menu).latency)
+        yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
+
+
+def _whole(menu: Menu) -> Plan:
+    found = plan(menu, Limits())
+    assert found is not None, "without limits there is a solution"
+    return found
+
+
+def _planned(
+    menus: Mapping[str, Menu], limits: Limits, training: Training, beliefs: Beliefs
+) -> Iterator[Proposal]:
+    """One plan for the first format's costs; the others get the same network."""
+    first = next(iter(menus.values()))
+    found = plan(first, limits, beliefs.weight)
+    if found is None:
+        return
+    chosen = set(found.reshaped)
+    offers = [w.offer for w in first.offers if (w.offer.part, w.offer.choice) in chosen]
+    losses = {name: loss for name, loss in found.losses.items() if name != "quantize"}
+    yield from _realized(menus, offers, _recovered(training, *offers), losses)
+
+
+def _recovered(training: Training, *offers: Offer) -> Shape:
+    """The offers' choices, and the training that follows them."""
+    shape = tuple(sorted((offer.part, offer.choice) for offer in offers))
+    is_trained = shape and training.first
+    return (*shape, (NETWORK, training.choice(training.first))) if is_trained else shape
+
+
+def _realized(
+    menus: Mapping[str, Menu], offers: Sequence[Offer], shape: Shape, losses: Mapping[str, float]
+) -> Iterator[Proposal]:
+    """One network in every format, with the precisions that are fast there and lose little."""
+    for name, menu in menus.items():
+        settled = settle(menu, offers)
+        limit = fastest(settled).latency * SLACK
+        found = plan(settled, Limits(latency=limit))
+        if found is not None:
+            all_losses = {**losses, "quantize": found.losses.get("quantize", 0.0)}
+            yield _named(Proposal("", name, shape, found.precisions, found.latency, all_losses))
+
+
+def _longer(attempt: Attempt, training: Training) -> Iterator[Proposal]:
+    """The same network after more steps."""
+    steps = _steps(attempt.proposal)
+    if steps and steps < training.most:
+        choice = training.choice(steps * LONGER)
+        yield _named(replace(attempt.proposal, reshaped=_with(attempt.proposal.reshaped, choice)))
+
+
+def _finer(attempt: Attempt, attempts: Sequence[Attempt], training: Training) -> Iterator[Proposal]:
+    """Better rounding, and training on the integer grid, where quantization has cost score."""
+    proposal = attempt.proposal
+    integer = [p for p in proposal.precisions.values() if p.is_integer]
+    floats = [a.trial.score for a in attempts if _same_float(a.proposal, proposal)]
+    if not integer or max(floats, default=math.inf) - attempt.trial.score < WORTH_ROUNDING:
+        return
+    if not any(choice.method == "round" for _, choice in proposal.reshaped):
+        rounded = Choice("round", "equalize, bias-correction")
+        yield _named(replace(proposal, reshaped=(*proposal.reshaped, (NETWORK, rounded))))
+    steps = _steps(proposal) or training.first
+    if steps and "qat" not in dict(_trainings(proposal)).get("distill", ""):
+        grid = "int4" if Precision.INT4_WEIGHTS in integer else "int8"
+        choice = training.choice(steps, grid)
+        yield _named(replace(proposal, reshaped=_with(proposal.reshaped, choice)))
+
+
+def _same_float(other: Proposal, proposal: Proposal) -> bool:
+    """Whether it is the same network without integers."""
+    return other.reshaped == proposal.reshaped and not any(
+        precision.is_integer for precision in other.precisions.values()
+    )
+
+
+def _trainings(proposal: Proposal) -> Iterator[tuple[str, str]]:
+    for _, choice in proposal.reshaped:
+        if choice.method == "distill":
+            yield choice.method, choice.option
+
+
+def _steps(proposal: Proposal) -> int:
+    """The steps that it was trained for."""
+    return next((int(option.split()[0]) for _, option in _trainings(proposal)), 0)
+
+
+def _with(shape: Shape, choice: Choice) -> Shape:
+    """The shape with its training replaced."""
+    others = tuple((part, c) for part, c in shape if c.method != choice.method)
+    return (*others, (NETWORK, choice))
+
+
+def _on_frontier(attempts: Sequence[Attempt]) -> list[Attempt]:
+    found = {id(trial) for trial in frontier(attempt.trial for attempt in attempts)}
+    return sorted(
+        (attempt for attempt in attempts if id(attempt.trial) in found),
+        key=lambda attempt: speed(attempt.trial),
+    )
+
+
+def _gaps(best: Sequence[Attempt]) -> list[tuple[Attempt, Attempt]]:
+    """Neighbors on the frontier, the widest gap in latency first."""
+    pairs = [(slow, fast) for fast, slow in itertools.pairwise(best)]
+    return sorted(pairs, key=lambda pair: speed(pair[1].trial) / speed(pair[0].trial))[:2]
+
+
+def _named(proposal: Proposal) -> Proposal:
+    """Names it by what is done: "prune x 12, distill 400 steps, int8-static"."""
+    return replace(
+        proposal, name=", ".join(_words(proposal.reshaped, proposal.precisions.values()))
+    )
+
+
+def _words(shape: Iterable[tuple[Part, Choice]], precisions: Iterable[Precision]) -> Iterator[str]:
+    counts = Counter(c.method for part, c in shape if part != NETWORK)
+    for method, count in counts.items():
+        yield f"{method} x {count}"
+    for part, choice in shape:
+        if part == NETWORK:
+            yield f"{choice.method} {choice.option.removesuffix(', seed 0')}"
+    most = Counter(precisions).most_common(2)
+    yield " and ".join(str(precision) for precision, _ in most)
