@@ -11,6 +11,10 @@ from edgebuild.vocabulary.contracts import Device, Exporter, Method, Precisions,
 from edgebuild.vocabulary.errors import InputError, did_you_mean
 
 
+# The method that changes no network: it says which precisions a layer may have.
+QUANTIZE = "quantize"
+
+
 def exporter(name: str) -> Exporter:
     return _create("exporters", name)  # type: ignore[no-any-return]
 
@@ -28,14 +32,13 @@ def method(name: str) -> Method:
 
 
 def methods() -> list[Method]:
-    """Everything that changes networks, in the order of the stages; quantize, which does not, is
-    asked for by `precisions`."""
-    found = [method(name) for name in names("methods") if name != "quantize"]
+    """Everything that changes networks, in the order of the stages."""
+    found = [method(name) for name in names("methods") if name != QUANTIZE]
     return sorted(found, key=lambda one: one.stage)
 
 
 def precisions() -> Precisions:
-    return _create("methods", "quantize")  # type: ignore[no-any-return]
+    return _create("methods", QUANTIZE)  # type: ignore[no-any-return]
 
 
 def names(folder: str) -> list[str]:

@@ -188,6 +188,7 @@ def explain(dist: Dist, as_json: AsJson = False) -> None:
         return
     console = terminal.stderr()
     terminal.show_trials(console, bundle.manifest)
+    terminal.show_sites(console, bundle.manifest)
     terminal.show_fallbacks(console, bundle.manifest)
     terminal.show_bundle(console, bundle)
 

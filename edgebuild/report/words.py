@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 
-from edgebuild.bundles.manifest import Manifest
+from edgebuild.bundles.manifest import Manifest, SiteRecord
+from edgebuild.vocabulary.artifact import Arithmetic, Census
 from edgebuild.vocabulary.measurement import Evidence, Figure, Percentile
+from edgebuild.vocabulary.offer import Choice, PartKind
+from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.units import format_power, format_share, format_size, format_time
 from edgebuild.vocabulary.verdict import BudgetLine, Status
@@ -24,6 +29,14 @@ FORMATS: Mapping[str, Callable[[float], str]] = {
 }
 # What a table of trials shows of each, in order.
 TRIED = ("score", "storage", "latency_p50", "latency_p99", "memory", "integer_kernels")
+TRIED_TITLES: Mapping[str, str] = {
+    "score": "score (validation)",
+    "storage": "storage",
+    "latency_p50": "p50 here",
+    "latency_p99": "p99",
+    "memory": "memory",
+    "integer_kernels": "integer kernels",
+}
 TITLES: Mapping[str, str] = {
     "latency_p99": "latency (p99)",
     "memory": "peak memory",
@@ -35,16 +48,33 @@ TITLES: Mapping[str, str] = {
 
 def value(name: str, figure: Figure) -> str:
     """ "4.3 ms", or "~4.3 ms (1.7 ms to 13 ms)" for an estimate, "~1 %" if its error is unknown."""
+    error = interval(name, figure) if figure.evidence is Evidence.PREDICTED else ""
+    return f"{brief(name, figure)} ({error})" if error else brief(name, figure)
+
+
+def brief(name: str, figure: Figure) -> str:
+    """ "4.3 ms", or "~4.3 ms" for an estimate."""
+    mark = "~" if figure.evidence is Evidence.PREDICTED else ""
+    return mark + FORMATS.get(name, _format_score)(figure.value)
+
+
+def interval(name: str, figure: Figure) -> str:
+    """ "1.7 ms to 13 ms", "at least 1.7 ms" where that is all one can say, or nothing."""
     form = FORMATS.get(name, _format_score)
-    if figure.evidence is not Evidence.PREDICTED:
-        return form(figure.value)
+    if figure.low is not None and not figure.is_bounded:
+        return f"at least {form(figure.low)}"
     if figure.low is None or figure.high is None:
-        return f"~{form(figure.value)}"
-    return f"~{form(figure.value)} ({form(figure.low)} to {form(figure.high)})"
+        return ""
+    return f"{form(figure.low)} to {form(figure.high)}"
 
 
 def _format_score(score: float) -> str:
     return f"{score:.4f}"
+
+
+def percentile(found: Percentile) -> str:
+    """ "p99"."""
+    return f"p{found.share * 100:g}"
 
 
 def bounds(found: Percentile) -> str:
@@ -56,9 +86,14 @@ def bounds(found: Percentile) -> str:
 
 def evidence(figure: Figure) -> str:
     """ "measured on host (AMD EPYC)", or "predicted for robot-raspberry-pi-5: …"."""
+    return f"{figure.evidence} {place(figure)}"
+
+
+def place(figure: Figure) -> str:
+    """ "on host (AMD EPYC)", or "for robot-raspberry-pi-5: …"."""
     on = "for" if figure.evidence is Evidence.PREDICTED else "on"
     note = f": {figure.note}" if figure.note else ""
-    return f"{figure.evidence} {on} {figure.where}{note}"
+    return f"{on} {figure.where}{note}"
 
 
 def line(found: BudgetLine) -> tuple[str, str, str, str, str]:
@@ -67,8 +102,19 @@ def line(found: BudgetLine) -> tuple[str, str, str, str, str]:
     shown = value(found.name, found.figure) if found.figure else "unknown"
     reason = found.reason or (evidence(found.figure) if found.figure else "")
     if found.status is Status.BREACHED and found.limit > 0:
-        reason = f"{(found.overrun - 1) * 100:.0f} % over; {reason}"
+        reason = f"{over(found)}; {reason}"
     return TITLES[found.name], form(found.limit), shown, str(found.status), reason
+
+
+def over(found: BudgetLine) -> str:
+    """ "41 % over", for a line that is breached."""
+    return f"{(found.overrun - 1) * 100:.0f} % over"
+
+
+def breach(found: BudgetLine) -> str:
+    """ "breaches latency (p99): ~31 ms, limit 22 ms"."""
+    shown = brief(found.name, found.figure) if found.figure else "unknown"
+    return f"breaches {TITLES[found.name]}: {shown}, limit {FORMATS[found.name](found.limit)}"
 
 
 def verdict(manifest: Manifest) -> str:
@@ -112,6 +158,22 @@ def _count(manifest: Manifest, status: Status) -> int:
     return sum(found.status is status for found in manifest.verdict.lines)
 
 
+def price(site: SiteRecord) -> float:
+    """Nats saved for a millisecond more; infinite where the better choice costs no time."""
+    if not site.better:
+        return 0.0
+    return site.saves / (site.costs * 1e3) if site.costs > 0 else float("inf")
+
+
+def site_row(site: SiteRecord) -> list[str]:
+    """Path, choice, loss and time; the better choice with its cost, gain and price."""
+    own = [site.path, site.choice, f"{site.loss:.2g}", format_time(site.seconds)]
+    if not site.better:
+        return [*own, "–", "", "", ""]
+    bought = "free" if site.costs <= 0 else f"{price(site):.2g} nats/ms"
+    return [*own, site.better, format_time(max(site.costs, 0.0)), f"{site.saves:.2g}", bought]
+
+
 def cell(text: str) -> str:
     """The text on one line, without ending the cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
@@ -121,3 +183,77 @@ def trial_row(trial: Trial, names: tuple[str, ...]) -> list[str]:
     """Format, recipe, and one cell a figure."""
     cells = [value(name, trial.figures[name]) if name in trial.figures else "–" for name in names]
     return [trial.recipe.format, trial.recipe.name, *cells]
+
+
+ARITHMETIC: Mapping[Arithmetic, str] = {
+    Arithmetic.INTEGER: "computes on integers",
+    Arithmetic.FLOAT: "computes in float",
+    Arithmetic.CONVERSION: "quantizes or dequantizes in between",
+    Arithmetic.UNTYPED: "the runtime does not say how it computes",
+}
+# What a candidate is called that is worse in a figure.
+WORSE: Mapping[str, str] = {
+    "accuracy_drop": "less accurate",
+    "latency_p99": "slower",
+    "storage": "larger",
+    "memory": "in need of more memory",
+}
+
+
+def rejection(trial: Trial, chosen: Trial) -> str:
+    """What speaks against a trial: its failure, the lines it breaches, or what it is worse in."""
+    if trial.failure:
+        return f"failed: {trial.failure}"
+    if trial.verdict.overrun > chosen.verdict.overrun:
+        breached = (line for line in trial.verdict.lines if line.status is Status.BREACHED)
+        return "; ".join(breach(line) for line in breached)
+    worse = [
+        f"{word} by {excess}"
+        for name, word in WORSE.items()
+        if (excess := _excess(name, trial.figures[name].value, chosen.figures[name].value))
+    ]
+    return ", ".join(worse) or "worse in nothing that is compared here"
+
+
+def _excess(name: str, value: float, chosen: float) -> str:
+    """By how much a figure is above the chosen one's; empty where it is not."""
+    if name == "accuracy_drop":
+        # A score above the network's own counts as equal to it.
+        value, chosen = max(value, 0.0), max(chosen, 0.0)
+        return format_share(value - chosen) if value > chosen else ""
+    if value <= chosen:
+        return ""
+    return format_share(value / chosen - 1) if chosen else format_share(1.0)
+
+
+def families(recipe: Recipe) -> str:
+    """ "prune ×4, factorize; 45 int8-static, 5 fp32": the methods, then the precisions."""
+    methods = ", ".join(counted(sorted(choice.method for _, choice in recipe.reshaped)))
+    return "; ".join(filter(None, (methods, recipe.summary)))
+
+
+def reshaped(recipe: Recipe) -> list[tuple[Choice, PartKind, list[str]]]:
+    """What was done to the network: each choice with the kind of part and the paths of all."""
+    grouped: dict[tuple[Choice, PartKind], list[str]] = {}
+    for part, choice in recipe.reshaped:
+        grouped.setdefault((choice, part.kind), []).append(part.path)
+    return [(choice, kind, paths) for (choice, kind), paths in grouped.items()]
+
+
+def counted(texts: Iterable[str]) -> list[str]:
+    """Each text once, with how often it is there: "Conv ×2"."""
+    counts = Counter(texts)
+    return [f"{text} ×{count}" if count > 1 else text for text, count in counts.items()]
+
+
+def is_float(recipe: Recipe) -> bool:
+    """Whether the recipe leaves the network as it is, in the precision that it came in."""
+    return not recipe.reshaped and set(recipe.precisions.values()) <= {Precision.FP32}
+
+
+def fallbacks(census: Census) -> list[tuple[str, str, list[str]]]:
+    """The kernels that computed in float: kernel, reason and layers, grouped by the first two."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for fallback in census.fallbacks:
+        grouped.setdefault((fallback.kernel, fallback.reason), []).extend(fallback.sites)
+    return [(kernel, reason, sites) for (kernel, reason), sites in grouped.items()]

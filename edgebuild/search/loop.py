@@ -20,7 +20,7 @@ from edgebuild.search.learn import Beliefs, Observation, learn
 from edgebuild.search.make import Made, make
 from edgebuild.search.measure import measure
 from edgebuild.search.menus import menus
-from edgebuild.search.plan import Limits, Menu
+from edgebuild.search.plan import Limits, Menu, plan
 from edgebuild.search.propose import Attempt, Proposal, Training, first_shapes, next_shapes
 from edgebuild.search.reshape import reshaped_program
 from edgebuild.search.sensitivity import sensitivity
@@ -91,7 +91,7 @@ class Found:
 def search(case: Case, wishes: Wishes, device: Device, progress: Progress) -> Found:
     """First one precision for all layers; then all methods together, round by round."""
     found = Found()
-    _try_uniform(case, wishes, found, device, progress)
+    try_uniform(case, wishes, found, device, progress)
     if wishes.seconds is None and _is_enough(found.trials):
         return found
     rounds = Rounds(case, wishes, found, device, progress)
@@ -107,7 +107,7 @@ def _is_enough(trials: Sequence[Trial]) -> bool:
     return best.figures["accuracy_drop"].value <= 0
 
 
-def _try_uniform(
+def try_uniform(
     case: Case, wishes: Wishes, found: Found, device: Device, progress: Progress
 ) -> None:
     losses = sensitivity(case, progress)
@@ -140,7 +140,7 @@ class Rounds:
         for known in rounds:
             left -= known.seconds or 0.0
             if known.seconds is not None:
-                self._try(known.proposals, math.inf)
+                self.attempt(known.proposals, math.inf)
         if rounds and rounds[-1].seconds is not None and not rounds[-1].proposals:
             return
         deadline = time.monotonic() + left
@@ -150,7 +150,7 @@ class Rounds:
                 rounds.append(Round(tuple(proposals)))
                 journal.write(rounds)
             begun = time.monotonic()
-            done = self._try(rounds[-1].proposals, deadline)
+            done = self.attempt(rounds[-1].proposals, deadline)
             rounds[-1] = Round(done, time.monotonic() - begun)
             journal.write(rounds)
             if not done:
@@ -174,9 +174,9 @@ class Rounds:
         is_enough = self.wishes.seconds is None and _is_enough(self.found.trials)
         if left <= 0 or is_enough or self._stands_still():
             return
-        survey = self._survey()
-        training, limits = self._training(left), _limits(self.case)
-        found = self.found
+        survey = self.prepare()
+        found, training = self.found, self.training(left)
+        limits = _limits(self.case, found)
         if any(attempt.proposal.latency > 0 for attempt in found.attempts):
             proposals = next_shapes(found.attempts, found.menus, limits, training, found.beliefs)
         else:
@@ -187,7 +187,7 @@ class Rounds:
                 tried.append(_what(proposal))
                 yield proposal
 
-    def _survey(self) -> Survey:
+    def prepare(self) -> Survey:
         """Asks once what can be picked, and what it costs."""
         if self.found.survey is None:
             wishes, case = self.wishes, self.case
@@ -209,7 +209,7 @@ class Rounds:
                 fastest[name] = min(seconds, fastest.get(name, math.inf))
         return sorted(fastest, key=lambda name: fastest[name])
 
-    def _training(self, left: float) -> Training:
+    def training(self, left: float) -> Training:
         """How many steps the time allows for."""
         if "distill" not in self.wishes.methods:
             return Training(0, 0, self.wishes.seed)
@@ -220,7 +220,7 @@ class Rounds:
         )
         return Training(first, most, self.wishes.seed)
 
-    def _try(self, proposals: Sequence[Proposal], deadline: float) -> tuple[Proposal, ...]:
+    def attempt(self, proposals: Sequence[Proposal], deadline: float) -> tuple[Proposal, ...]:
         """Makes and measures; returns what there was time for."""
         recipes: dict[Recipe, Proposal] = {}
         done: list[Proposal] = []
@@ -281,11 +281,24 @@ def _what(proposal: Proposal) -> tuple[object, ...]:
     return proposal.format, sorted(proposal.reshaped), sorted(proposal.precisions.items())
 
 
-def _limits(case: Case) -> Limits:
+def _limits(case: Case, found: Found) -> Limits:
     """The budget as the planner knows it: power is a latency, at the rate that it is meant at."""
     budget, power = case.budget, case.target.power
     latency = budget.latency_p99 or math.inf
     if budget.power is not None and budget.rate and None not in (power.idle, power.active):
         above = (power.active or 0.0) - (power.idle or 0.0)
         latency = min(latency, budget.power / (above * budget.rate))
-    return Limits(latency, budget.storage or math.inf)
+    memory = (budget.memory or math.inf) / _memory_factor(found)
+    return Limits(latency, budget.storage or math.inf, memory)
+
+
+def _memory_factor(found: Found) -> float:
+    """How much more the runtimes take than weights and activations: of the float network."""
+    ratios = [1.0]
+    for attempt in found.attempts:
+        menu = found.menus.get(attempt.proposal.format)
+        if menu is not None and not attempt.trial.failure and _is_float(attempt.trial):
+            whole = plan(menu, Limits())
+            assert whole is not None, "without limits there is a solution"
+            ratios.append(attempt.trial.figures["memory"].value / max(whole.memory, 1))
+    return max(ratios)

@@ -63,12 +63,20 @@ def _menu(
         return Menu(layers, survey.offers, offered, predicted, glue)
     wanted = set(_shapes_to_measure(survey, offered, runtime))
     costs = LayerCosts(measure_costs(wanted, exporter.format, runtime, case.cache, progress))
+
+    def measured(shape: LayerShape, precision: Precision) -> Seconds:
+        try:
+            return costs.seconds(shape, precision)
+        except LookupError:
+            # It could not be timed, as was said; better a rough cost than none.
+            return predict_layer(shape, precision, case.target, runtime)
+
     own = [one for one in made if one.recipe.format == exporter.format and not one.recipe.reshaped]
     return Menu(
         layers,
         survey.offers,
         offered,
-        costs.seconds,
+        measured,
         _glue(case, own),
         conversion=_conversion(case, own),
     )

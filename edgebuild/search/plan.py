@@ -18,7 +18,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from edgebuild.search.layers import resized, weights
+from edgebuild.search.layers import macs, resized, weights
 from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.units import Bytes, Seconds
@@ -72,10 +72,12 @@ class Menu:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a plan must keep: seconds, and bytes of weights; infinite where nothing is wished."""
+    """What a plan must keep: seconds, bytes of weights, and bytes of weights with the activations
+    of any one layer; infinite where nothing is wished."""
 
     latency: float = math.inf
     storage: float = math.inf
+    memory: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Plan:
     precisions: Mapping[str, Precision]
     latency: Seconds
     storage: Bytes
+    memory: Bytes
     losses: Mapping[str, float]
 
 
@@ -109,6 +112,13 @@ def fastest(menu: Menu) -> Plan:
     found = program.solve(_of_one(program.seconds) + TIE * _of_one(program.loss), Limits())
     assert found is not None, "without limits there is a solution"
     return found
+
+
+def activations(shape: LayerShape, precision: Precision) -> Bytes:
+    """What a layer reads and puts out, in bytes: calibrated integers take one each."""
+    positions = macs(shape) // max(weights(shape), 1)
+    elements = shape.inputs * math.prod(shape.extent) + shape.outputs * positions
+    return Bytes(elements * (1 if precision in STATIC else 4))
 
 
 def _of_one(values: np.ndarray) -> np.ndarray:
@@ -162,6 +172,7 @@ class _Program:
         self._rows: list[tuple[dict[int, float], float, float]] = []
         self._options: dict[Part, list[tuple[int, Weighed | None]]] = {}
         self._precisions: dict[str, dict[Precision, int]] = {}
+        self._activations: dict[str, dict[int, float]] = {}
         for part in dict.fromkeys(weighed.offer.part for weighed in menu.offers):
             self._add_part(part)
         for path in menu.layers:
@@ -172,11 +183,19 @@ class _Program:
         self.loss, self.seconds, self._bytes, self._is_binary = table.T
 
     def solve(self, objective: np.ndarray, limits: Limits) -> Plan | None:
-        rows = [
-            *self._rows,
-            (dict(enumerate(self.seconds)), -math.inf, limits.latency - self._menu.fixed),
-            (dict(enumerate(self._bytes)), -math.inf, limits.storage),
-        ]
+        rows = list(self._rows)
+        costs = [(self.seconds, limits.latency - self._menu.fixed), (self._bytes, limits.storage)]
+        for cost, limit in costs:
+            if limit < math.inf:
+                # As shares of the limit: the solver's tolerances are meant for numbers near one.
+                shares = cost / max(limit, 1e-12)
+                rows.append((dict(enumerate(shares)), -math.inf, 1.0 if limit > 0 else -1.0))
+        if limits.memory < math.inf:
+            held = self._bytes / limits.memory
+            for row in self._activations.values():
+                shares = held.copy()
+                shares[list(row)] += np.array(list(row.values())) / limits.memory
+                rows.append((dict(enumerate(shares)), -math.inf, 1.0))
         entries = [(v, r, c) for r, (row, _, _) in enumerate(rows) for c, v in row.items()]
         values, at_rows, at_columns = zip(*entries, strict=True)
         matrix = csr_array((values, (at_rows, at_columns)), shape=(len(rows), len(objective)))
@@ -211,8 +230,13 @@ class _Program:
             precisions=precisions,
             latency=Seconds(float(self.seconds @ x) + self._menu.fixed),
             storage=Bytes(round(float(self._bytes @ x))),
+            memory=Bytes(round(float(self._bytes @ x) + self._most_activations(x))),
             losses=losses,
         )
+
+    def _most_activations(self, x: np.ndarray) -> float:
+        rows = self._activations.values()
+        return max((sum(x[c] * size for c, size in row.items()) for row in rows), default=0.0)
 
     # ---- columns
 
@@ -250,6 +274,8 @@ class _Program:
             for precision, chosen in self._precisions[path].items():
                 seconds, size = self._cost(path, shapes, precision)
                 column = self._column(seconds=seconds, size=size, is_binary=False)
+                held = self._activations.setdefault(path, {})
+                held[column] = max(activations(shape, precision) for shape in shapes)
                 total[column] = 1.0
                 for owner in (*picked, chosen):
                     marginals.setdefault(owner, {})[column] = 1.0

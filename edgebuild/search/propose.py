@@ -143,7 +143,7 @@ def _realized(
         found = plan(settled, Limits(latency=limit))
         if found is not None:
             all_losses = {**losses, "quantize": found.losses.get("quantize", 0.0)}
-            yield _named(Proposal("", name, shape, found.precisions, found.latency, all_losses))
+            yield named(Proposal("", name, shape, found.precisions, found.latency, all_losses))
 
 
 def _longer(attempt: Attempt, training: Training) -> Iterator[Proposal]:
@@ -151,7 +151,7 @@ def _longer(attempt: Attempt, training: Training) -> Iterator[Proposal]:
     steps = _steps(attempt.proposal)
     if steps and steps < training.most:
         choice = training.choice(steps * LONGER)
-        yield _named(replace(attempt.proposal, reshaped=_with(attempt.proposal.reshaped, choice)))
+        yield named(replace(attempt.proposal, reshaped=_with(attempt.proposal.reshaped, choice)))
 
 
 def _finer(attempt: Attempt, attempts: Sequence[Attempt], training: Training) -> Iterator[Proposal]:
@@ -163,12 +163,12 @@ def _finer(attempt: Attempt, attempts: Sequence[Attempt], training: Training) ->
         return
     if not any(choice.method == "round" for _, choice in proposal.reshaped):
         rounded = Choice("round", "equalize, bias-correction")
-        yield _named(replace(proposal, reshaped=(*proposal.reshaped, (NETWORK, rounded))))
+        yield named(replace(proposal, reshaped=(*proposal.reshaped, (NETWORK, rounded))))
     steps = _steps(proposal) or training.first
     if steps and "qat" not in dict(_trainings(proposal)).get("distill", ""):
         grid = "int4" if Precision.INT4_WEIGHTS in integer else "int8"
         choice = training.choice(steps, grid)
-        yield _named(replace(proposal, reshaped=_with(proposal.reshaped, choice)))
+        yield named(replace(proposal, reshaped=_with(proposal.reshaped, choice)))
 
 
 def _same_float(other: Proposal, proposal: Proposal) -> bool:
@@ -209,7 +209,7 @@ def _gaps(best: Sequence[Attempt]) -> list[tuple[Attempt, Attempt]]:
     return sorted(pairs, key=lambda pair: speed(pair[1].trial) / speed(pair[0].trial))[:2]
 
 
-def _named(proposal: Proposal) -> Proposal:
+def named(proposal: Proposal) -> Proposal:
     """Names it by what is done: "prune x 12, distill 400 steps, int8-static"."""
     return replace(
         proposal, name=", ".join(_words(proposal.reshaped, proposal.precisions.values()))

@@ -40,10 +40,10 @@ def reshaped_program(case: Case, reshaped: Reshaped, progress: Progress) -> Prog
     return read(torch.export.load(folder / "program.pt2"))
 
 
-def changed_once(case: Case, part: Part, choice: Choice, progress: Progress) -> nn.Module:
+def changed_once(case: Case, part: Part, choice: Choice) -> nn.Module:
     """The network after one change alone, which is not kept: there are hundreds of them."""
     method = catalog.method(choice.method)
-    return method.apply(case.workload.network, {part: choice}, case.lesson, Workplace(progress))
+    return method.apply(case.workload.network, {part: choice}, case.lesson)
 
 
 def reshaped_network(case: Case, reshaped: Reshaped, progress: Progress) -> nn.Module:

@@ -72,7 +72,7 @@ def survey(
     with progress.step("Surveying changes", total=len(parts)) as step:
         for part, of_part in parts.items():
             try:
-                weighed += _weighed(case, of_part, progress)
+                weighed += _weighed(case, of_part)
             except MethodFailed as error:
                 dropped[f"{of_part[0].choice.method} at {part.path}"] = told(error)
             step.advance(part.path)
@@ -91,6 +91,8 @@ def _offers(
     offers: list[Offer] = []
     dropped: dict[str, str] = {}
     for name in families:
+        if name == catalog.QUANTIZE:
+            continue
         method = catalog.method(name)
         if method.stage in (Stage.SHRINK, Stage.FACTORIZE):
             try:
@@ -100,12 +102,12 @@ def _offers(
     return offers, dropped
 
 
-def _weighed(case: Case, offers: Sequence[Offer], progress: Progress) -> list[Weighed]:
+def _weighed(case: Case, offers: Sequence[Offer]) -> list[Weighed]:
     """The offers of one part with their losses, a few measured and the others interpolated."""
     layers = layer_shapes(case.program)
     taken = np.log([max(_taken_away(offer, layers), 1e-6) for offer in offers])
     chosen = _spread(len(offers), MEASURED_SIZES, np.argsort(taken))
-    known = {index: math.log(_loss(case, offers[index], progress)) for index in chosen}
+    known = {index: math.log(_loss(case, offers[index])) for index in chosen}
     return [
         Weighed(offer, math.exp(_interpolated(taken[index], taken, known)))
         for index, offer in enumerate(offers)
@@ -140,11 +142,11 @@ def _taken_away(offer: Offer, layers: Mapping[str, LayerShape]) -> float:
     return 1 - sum(weights(shape) for shape in shapes) / weights(layers[path])
 
 
-def _loss(case: Case, offer: Offer, progress: Progress) -> float:
+def _loss(case: Case, offer: Offer) -> float:
     """KL of the outputs with this offer alone carried out, in nats."""
 
     def make(folder: Path) -> None:
-        network = changed_once(case, offer.part, offer.choice, progress)
+        network = changed_once(case, offer.part, offer.choice)
         rows = [tuple(map(torch.tensor, row)) for row in case.calibration.rows(SAMPLES)]
         wanted, got = _outputs(case.workload.network, rows), _outputs(network, rows)
         (folder / "loss.json").write_text(json.dumps(divergence(got, wanted)))

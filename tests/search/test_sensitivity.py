@@ -15,13 +15,15 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor, fx, nn
 
 from edgebuild.cache import Cache
-from edgebuild.search import survey as survey_module
+from edgebuild.search import sensitivity as sensitivity_module
 from edgebuild.search.case import Case
 from edgebuild.search.score import divergence
-from edgebuild.search.survey import round_activations, round_weights, survey
+from edgebuild.search.sensitivity import round_activations, round_weights, sensitivity
+from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Site
 from edgebuild.vocabulary.silence import Silence
 
+PRECISION = Precision.INT8_STATIC
 NUMBERS = st.floats(min_value=-100, max_value=100, width=32)
 WEIGHTS = arrays(np.float32, (3, 4), elements=NUMBERS).map(torch.tensor)
 VALUES = arrays(np.float32, (12,), elements=NUMBERS).map(torch.tensor)
@@ -29,7 +31,13 @@ VALUES = arrays(np.float32, (12,), elements=NUMBERS).map(torch.tensor)
 
 def surveyed(network: nn.Module, like: Tensor, cache: Cache, count: int = 3) -> dict[str, float]:
     case = _case(network, like, cache, count)
-    return {site.path: loss for site, loss in survey(case, Silence()).items()}
+    return {site.path: loss for site, loss in at_eight_bits(case).items()}
+
+
+def at_eight_bits(case: Case) -> dict[Site, float]:
+    """What each layer loses with calibrated activations and eight-bit weights."""
+    found = sensitivity(case, Silence())
+    return {site: loss for (site, chosen), loss in found.items() if chosen is PRECISION}
 
 
 def _case(network: nn.Module, like: Tensor, cache: Cache, count: int = 3) -> Case:
@@ -53,7 +61,7 @@ def _same_weights() -> None:
 
 
 def test_every_layer_has_a_loss_and_rounding_a_sane_one_costs_little(case: Case) -> None:
-    found = survey(case, Silence())
+    found = at_eight_bits(case)
     assert tuple(found) == case.program.sites
     assert all(0 <= loss < 0.01 for loss in found.values())
 
@@ -70,6 +78,12 @@ def test_a_layer_with_huge_outliers_is_the_most_sensitive(cache: Cache) -> None:
     assert found["2"] > 10 * max(loss for path, loss in found.items() if path != "2")
 
 
+def test_four_bits_cost_more_than_eight(case: Case) -> None:
+    found = sensitivity(case, Silence())
+    for site in case.program.sites:
+        assert found[site, Precision.INT4_WEIGHTS] > found[site, PRECISION]
+
+
 def test_weights_that_lie_on_the_grid_cost_only_their_inputs_rounding(cache: Cache) -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     with torch.no_grad():
@@ -77,7 +91,7 @@ def test_weights_that_lie_on_the_grid_cost_only_their_inputs_rounding(cache: Cac
         network[1].weight.copy_(torch.rand(4, 4))
     like = torch.ones(1, 4)
     workload = small_build.workload_of(network, like, [like, -like], [2 * like])
-    found = survey(small_build.case_of(workload, cache), Silence())
+    found = at_eight_bits(small_build.case_of(workload, cache))
     assert found[next(site for site in found if site.path == "0")] < 1e-3
 
 
@@ -137,7 +151,7 @@ class _Shared(nn.Module):
 )
 def test_what_is_reused_of_a_run_changes_no_loss(make: type, like: Tensor, cache: Cache) -> None:
     case = _case(make(), like, cache)
-    found = survey(case, Silence())
+    found = at_eight_bits(case)
     expected = _from_the_start(case)
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)
     assert min(expected.values()) > 0
@@ -152,23 +166,25 @@ def _from_the_start(case: Case) -> Mapping[Site, float]:
     def rows() -> list[list[Tensor]]:
         return [[torch.tensor(array) for array in row] for row in case.calibration.rows()]
 
-    watched = survey_module._Watched(network())
+    watched = sensitivity_module._Watched(network())
     losses: dict[Site, float] = {}
     with torch.no_grad():
-        wanted = [survey_module._flat(watched.run(*row)) for row in rows()]
+        wanted = [sensitivity_module._flat(watched.run(*row)) for row in rows()]
         for site, names in case.program.nodes.items():
-            disturbed = survey_module._Disturbed(network(), names, watched.ranges)
-            got = [survey_module._flat(disturbed.run(*row)) for row in rows()]
+            disturbed = sensitivity_module._Disturbed(
+                network(), names, watched.ranges, sensitivity_module.ROUNDINGS[PRECISION]
+            )
+            got = [sensitivity_module._flat(disturbed.run(*row)) for row in rows()]
             each = [divergence(*pair) for pair in zip(got, wanted, strict=True)]
             losses[site] = float(np.mean(each))
     return losses
 
 
 def test_a_survey_is_made_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = survey(case, Silence())
+    first = at_eight_bits(case)
     fail = small_build.failing(AssertionError("surveyed again"))
-    monkeypatch.setattr(survey_module, "_survey", fail)
-    assert survey(case, Silence()) == first
+    monkeypatch.setattr(sensitivity_module, "_sensitivity", fail)
+    assert at_eight_bits(case) == first
 
 
 # ---- rounding
@@ -177,13 +193,13 @@ def test_a_survey_is_made_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> N
 @given(weight=WEIGHTS, axis=st.sampled_from([0, 1, -1]))
 def test_rounding_weights_errs_by_half_a_step_of_their_channel(weight: Tensor, axis: int) -> None:
     largest = weight.abs().amax(dim=1 - axis % 2, keepdim=True)
-    error = (round_weights(weight, axis) - weight).abs()
+    error = (round_weights(weight, axis, 127) - weight).abs()
     assert (error <= largest / 127 / 2 * 1.001 + 1e-9).all()
 
 
 @given(weight=WEIGHTS)
 def test_rounding_keeps_zeros_signs_and_the_largest_weight(weight: Tensor) -> None:
-    found = round_weights(weight, 0)
+    found = round_weights(weight, 0, 127)
     assert (found[weight == 0] == 0).all()
     assert (found * weight >= 0).all()
     np.testing.assert_allclose(found.abs().amax(1), weight.abs().amax(1), rtol=1e-5, atol=1e-9)
@@ -191,20 +207,20 @@ def test_rounding_keeps_zeros_signs_and_the_largest_weight(weight: Tensor) -> No
 
 @given(weight=WEIGHTS)
 def test_rounding_weights_again_changes_nothing(weight: Tensor) -> None:
-    once = round_weights(weight, 0)
-    np.testing.assert_allclose(round_weights(once, 0), once, rtol=1e-5, atol=1e-9)
+    once = round_weights(weight, 0, 127)
+    np.testing.assert_allclose(round_weights(once, 0, 127), once, rtol=1e-5, atol=1e-9)
 
 
 @given(weight=WEIGHTS, factor=st.sampled_from([0.25, 0.5, 2.0, 1024.0]))
 def test_scaled_weights_round_to_scaled_ones(weight: Tensor, factor: float) -> None:
-    scaled = round_weights(weight * factor, 0)
+    scaled = round_weights(weight * factor, 0, 127)
     tolerance = 1e-9 * max(factor, 1)
-    np.testing.assert_allclose(scaled, round_weights(weight, 0) * factor, atol=tolerance)
+    np.testing.assert_allclose(scaled, round_weights(weight, 0, 127) * factor, atol=tolerance)
 
 
 def test_a_vector_is_no_weight_to_round() -> None:
     bias = torch.tensor([0.1234, 100.0])
-    assert round_weights(bias, 0) is bias
+    assert round_weights(bias, 0, 127) is bias
 
 
 @given(values=VALUES)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgebuild import catalog
 from edgebuild.inputs.target_file import load_target, target_names
-from edgebuild.search.uniform import uniform, refusal, uniform
+from edgebuild.search.uniform import refusal, uniform, uniform_recipes
 from edgebuild.vocabulary.errors import InputError
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.program import Site
@@ -37,7 +37,12 @@ def planned(
     sensitivity: Mapping[Site, float] | None = None,
 ) -> list[Recipe]:
     case: Any = SimpleNamespace(program=SimpleNamespace(sites=tuple(sites)), target=target)
-    return plan(case, sensitivity or {}, formats, precisions)
+    losses = {
+        (site, precision): loss
+        for site, loss in (sensitivity or {}).items()
+        for precision in Precision
+    }
+    return uniform_recipes(case, losses, formats, precisions)
 
 
 def runtime_of(target: Target, name: str) -> RuntimeFacts:

@@ -1,0 +1,221 @@
+"""What is compared: the joint search, each family alone, chance, and each runtime's own INT8."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime_defaults import quantized_by_default
+
+from edgebuild.search.case import Case
+from edgebuild.search.frontier import frontier, hypervolume
+from edgebuild.search.judge import choose
+from edgebuild.search.loop import REFERENCE, Found, Rounds, Wishes, search, try_uniform
+from edgebuild.search.measure import Effort, clock, outputs_of
+from edgebuild.search.plan import Menu
+from edgebuild.search.propose import Proposal, Training, named
+from edgebuild.vocabulary.artifact import Artifact
+from edgebuild.vocabulary.contracts import Device, Progress
+from edgebuild.vocabulary.offer import NETWORK, Offer, Part
+from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.target import Preference
+
+FORMATS = ("onnx", "tflite")
+FLOAT = (Precision.FP32,)
+INTEGERS = (
+    *FLOAT,
+    Precision.INT8_STATIC,
+    Precision.INT8_DYNAMIC,
+    Precision.INT4_WEIGHTS,
+)
+EVERYTHING = ("prune", "student", "factorize", "distill", "round", "quantize")
+# What a search may use: methods, and precisions. Every family that removes something may train.
+SEARCHES: Mapping[str, tuple[tuple[str, ...], tuple[Precision, ...]]] = {
+    "quantize": (("quantize", "round"), INTEGERS),
+    "prune": (("prune", "distill"), FLOAT),
+    "factorize": (("factorize", "distill"), FLOAT),
+    "distill": (("student", "distill"), FLOAT),
+    "joint": (EVERYTHING, INTEGERS),
+}
+SYSTEMS = ("float", "runtime-int8", *SEARCHES, "random")
+# Latencies of two artifacts are taken in turns: what the machine does besides hits both alike.
+TURNS, TURN = 5, Effort(seconds=0.3, count=64)
+
+Row = dict[str, Any]
+
+
+def is_seeded(system: str) -> bool:
+    """Whether chance plays a part."""
+    return system not in ("float", "runtime-int8", "quantize")
+
+
+def rows_of(
+    case: Case, system: str, seed: int, minutes: float, device: Device, progress: Progress
+) -> list[Row]:
+    """The rows of one system: one for each runtime's own, one for what a search comes to."""
+    begun = time.monotonic()
+    whole = _whole(case, device, progress)
+    bench = Bench(case, whole, device)
+    if system == "float":
+        return [bench.row(system, 0, one, begun) for one in whole.values()]
+    if system == "runtime-int8":
+        with tempfile.TemporaryDirectory() as folder:
+            return [
+                bench.row(
+                    *(system, 0),
+                    quantized_by_default(one, case.calibration, Path(folder)),
+                    begun,
+                )
+                for one in whole.values()
+            ]
+    found = (
+        _at_random(case, seed, minutes, device, progress)
+        if system == "random"
+        else search(case, _wishes(system, seed, minutes), device, progress)
+    )
+    return [bench.found_row(system, seed, found, begun)]
+
+
+def _wishes(system: str, seed: int, minutes: float) -> Wishes:
+    methods, precisions = SEARCHES[system]
+    return Wishes(FORMATS, precisions, methods, minutes * 60, seed)
+
+
+def _whole(case: Case, device: Device, progress: Progress) -> dict[str, Artifact]:
+    """The float network in each format that takes it."""
+    found = Found()
+    try_uniform(case, Wishes(FORMATS, FLOAT, ()), found, device, progress)
+    return {one.recipe.format: one.artifact for one in found.made}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Turns artifacts into rows: scores of the test split, latencies beside the float network's."""
+
+    case: Case
+    whole: Mapping[str, Artifact]
+    device: Device
+
+    def row(self, system: str, seed: int, artifact: Artifact, begun: float) -> Row:
+        score, float_score = self._score(artifact), self._float_score
+        return {
+            "system": system,
+            "seed": seed,
+            "runtime": artifact.runtime,
+            "score": score,
+            "score_lost": (float_score - score) * 100,
+            "latency_ratio": self._ratio(artifact),
+            "bytes": artifact.size,
+            "hypervolume": None,
+            "evaluations": 1,
+            "seconds": time.monotonic() - begun,
+        }
+
+    def found_row(self, system: str, seed: int, found: Found, begun: float) -> Row:
+        """What the search would deliver: the fastest that keeps the score, within one point."""
+        best = choose(found.trials, Preference.LATENCY)
+        assert best is not None, "the float network is among them"
+        artifacts = {one.recipe.digest: one.artifact for one in found.made}
+        row = self.row(system, seed, artifacts[best.recipe.digest], begun)
+        return {
+            **row,
+            "recipe": best.recipe.name,
+            "layers": best.recipe.summary,
+            "hypervolume": self._hypervolume(found, artifacts),
+            "evaluations": len(found.made),
+            "planned": [
+                {
+                    "planned_latency": found.beliefs.predicted_latency(seen),
+                    "measured_latency": seen.measured_latency,
+                    "planned_loss": found.beliefs.predicted_loss(seen),
+                    "measured_loss": seen.measured_loss,
+                    "score": attempt.trial.score,
+                    "recipe": attempt.proposal.name,
+                    "format": attempt.proposal.format,
+                }
+                for attempt, seen in found.observations()
+            ],
+        }
+
+    @property
+    def _float_score(self) -> float:
+        return self.case.score(self.case.reference(self.case.test), self.case.test)
+
+    def _score(self, artifact: Artifact) -> float:
+        outputs = outputs_of(self.case, artifact, self.case.test, self.device)
+        return self.case.score(outputs, self.case.test)
+
+    def _ratio(self, artifact: Artifact) -> float:
+        """The float network's median latency over the artifact's, the median of several turns."""
+        whole = self.whole[artifact.format]
+        ratios = []
+        for _ in range(TURNS):
+            pair = [clock(self.case, one, self.device, TURN) for one in (whole, artifact)]
+            medians = [statistics.median(taken.latencies) for taken in pair]
+            ratios.append(medians[0] / medians[1])
+        return statistics.median(ratios)
+
+    def _hypervolume(self, found: Found, artifacts: Mapping[str, Artifact]) -> float:
+        """Of the frontier on validation data, by its scores on test data.
+
+        Reference: ten points of score lost, the float network's latency in the same runtime.
+        """
+        latencies = {
+            trial.recipe.format: trial.figures["latency_p50"].value
+            for trial in found.trials
+            if trial.recipe.name == "fp32" and not trial.failure
+        }
+        points = [
+            (
+                max(self._float_score - self._score(artifacts[trial.recipe.digest]), 0.0),
+                trial.figures["latency_p50"].value / latencies[trial.recipe.format],
+            )
+            for trial in frontier(found.trials)
+        ]
+        return hypervolume(points, REFERENCE) / REFERENCE[0]
+
+
+def _at_random(case: Case, seed: int, minutes: float, device: Device, progress: Progress) -> Found:
+    """As many candidates as the joint search has measured, chosen by chance."""
+    wishes = _wishes("joint", seed, minutes)
+    joint = search(case, wishes, device, progress)
+    found = Found()
+    try_uniform(case, wishes, found, device, progress)
+    rounds = Rounds(case, wishes, found, device, progress)
+    rounds.prepare()
+    chance = random.Random(seed)
+    training = rounds.training(minutes * 60)
+    while len(found.made) < len(joint.made):
+        rounds.attempt(list(_random_proposals(found.menus, training, chance)), float("inf"))
+    return found
+
+
+def _random_proposals(
+    menus: Mapping[str, Menu], training: Training, chance: random.Random
+) -> Iterator[Proposal]:
+    """One random network in every format, each with random precisions."""
+    taken = list(_random_offers(next(iter(menus.values())), chance))
+    shape = tuple(sorted((offer.part, offer.choice) for offer in taken))
+    if shape and training.first:
+        shape = (*shape, (NETWORK, training.choice(training.first)))
+    for name, menu in menus.items():
+        precisions = {
+            path: chance.choice(sorted(allowed)) for path, allowed in menu.precisions.items()
+        }
+        yield named(Proposal("", name, shape, precisions))
+
+
+def _random_offers(menu: Menu, chance: random.Random) -> Iterator[Offer]:
+    parts: dict[Part, list[Offer | None]] = {}
+    for weighed in menu.offers:
+        parts.setdefault(weighed.offer.part, [None]).append(weighed.offer)
+    for options in parts.values():
+        offer = chance.choice(options)
+        if offer is not None:
+            yield offer

@@ -1,0 +1,202 @@
+"""The solver finds what trying everything would find, and keeps every limit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgebuild.search.layers import macs, weights
+from edgebuild.search.plan import GAP, Limits, Menu, Plan, Weighed, fastest, plan, settle
+from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, PartKind
+from edgebuild.vocabulary.precision import LayerKind, Precision
+from edgebuild.vocabulary.units import Seconds
+
+CHANNELS = 64
+PRECISIONS = {Precision.FP32: 0.0, Precision.INT8_DYNAMIC: 0.02}
+
+
+def linear(inputs: int = CHANNELS, outputs: int = CHANNELS) -> LayerShape:
+    return LayerShape(LayerKind.LINEAR, inputs, outputs)
+
+
+def seconds(shape: LayerShape, precision: Precision) -> Seconds:
+    """A microsecond a layer, and a nanosecond for each multiplication of floats."""
+    return Seconds(1e-6 + macs(shape) * (0.4e-9 if precision.is_integer else 1e-9))
+
+
+def narrowed(producer: str, reader: str, kept: int, loss: float) -> Weighed:
+    part = Part(producer, PartKind.CHANNELS)
+    choice = Choice("prune", f"keep {kept} of {CHANNELS}")
+    return Weighed(Offer(part, choice, {producer: kept}, {reader: kept}), loss)
+
+
+def factorized(path: str, rank: int, loss: float) -> Weighed:
+    thin = (linear(outputs=rank), linear(inputs=rank))
+    part = Part(path, PartKind.LAYER)
+    return Weighed(Offer(part, Choice("factorize", f"rank {rank}"), replaced={path: thin}), loss)
+
+
+def skipped(path: str, loss: float) -> Weighed:
+    part = Part(path, PartKind.BLOCK)
+    return Weighed(Offer(part, Choice("prune", "skip"), removed=frozenset({path})), loss)
+
+
+def menu(*offers: Weighed, count: int = 3, quantized: float = 0.02) -> Menu:
+    """Linear layers one after the other."""
+    paths = [f"layers.{number}" for number in range(count)]
+    losses = {Precision.FP32: 0.0, Precision.INT8_DYNAMIC: quantized}
+    layers = {path: (linear(),) for path in paths}
+    return Menu(layers, offers, dict.fromkeys(paths, losses), seconds)
+
+
+def everything(menu: Menu) -> Iterator[tuple[float, float, float]]:
+    """Loss, latency and bytes of every combination there is."""
+    parts: dict[Part, list[Weighed | None]] = {}
+    for weighed in menu.offers:
+        parts.setdefault(weighed.offer.part, [None]).append(weighed)
+    for picked in itertools.product(*parts.values()):
+        taken = [weighed for weighed in picked if weighed]
+        settled = settle(menu, [weighed.offer for weighed in taken])
+        for precisions in itertools.product(*(menu.precisions[p] for p in settled.layers)):
+            chosen = dict(zip(settled.layers, precisions, strict=True))
+            yield (
+                sum(w.loss for w in taken)
+                + sum(menu.precisions[path][precision] for path, precision in chosen.items()),
+                sum(
+                    seconds(shape, chosen[path])
+                    for path, shapes in settled.layers.items()
+                    for shape in shapes
+                ),
+                sum(
+                    weights(shape) * chosen[path].weight_bits / 8
+                    for path, shapes in settled.layers.items()
+                    for shape in shapes
+                ),
+            )
+
+
+OFFERS = st.lists(
+    st.one_of(
+        st.builds(
+            narrowed,
+            st.just("layers.0"),
+            st.just("layers.1"),
+            st.sampled_from([16, 32, 48]),
+            st.floats(0.001, 1),
+        ),
+        st.builds(
+            narrowed,
+            st.just("layers.1"),
+            st.just("layers.2"),
+            st.sampled_from([16, 32]),
+            st.floats(0.001, 1),
+        ),
+        st.builds(
+            factorized, st.sampled_from(["layers.1", "layers.2"]), st.sampled_from([8, 16]),
+            st.floats(0.001, 1),
+        ),
+        st.builds(skipped, st.just("layers.2"), st.floats(0.001, 1)),
+    ),
+    max_size=6,
+    unique_by=lambda weighed: (weighed.offer.part, weighed.offer.choice),
+)  # fmt: skip
+
+
+@given(offers=OFFERS, place=st.floats(0.02, 0.98), quantized=st.floats(0.001, 0.5))
+def test_no_combination_within_the_limit_loses_less(
+    offers: list[Weighed], place: float, quantized: float
+) -> None:
+    given_menu = menu(*offers, quantized=quantized)
+    tried = list(everything(given_menu))
+    low, high = min(t for _, t, _ in tried), max(t for _, t, _ in tried)
+    limit = low + place * (high - low) + 1e-9
+    found = plan(given_menu, Limits(latency=limit))
+    assert found is not None
+    least = min(loss for loss, latency, _ in tried if latency <= limit)
+    assert sum(found.losses.values()) <= least * (1 + GAP) + 1e-4
+    assert found.latency <= limit * (1 + 1e-6)
+
+
+@given(offers=OFFERS)
+def test_the_fastest_is_as_fast_as_can_be(offers: list[Weighed]) -> None:
+    given_menu = menu(*offers)
+    assert fastest(given_menu).latency == pytest.approx(
+        min(latency for _, latency, _ in everything(given_menu)), rel=2 * GAP
+    )
+
+
+@given(offers=OFFERS, share=st.floats(0.2, 1.0))
+def test_a_limit_on_storage_is_kept(offers: list[Weighed], share: float) -> None:
+    given_menu = menu(*offers)
+    sizes = [size for _, _, size in everything(given_menu)]
+    limit = max(min(sizes), share * max(sizes))
+    found = plan(given_menu, Limits(storage=limit))
+    assert found is not None
+    assert found.storage <= limit + 1
+
+
+def test_a_limit_on_memory_counts_the_weights_and_the_largest_activations() -> None:
+    given_menu = menu(narrowed("layers.0", "layers.1", 16, 0.1))
+    whole = plan(given_menu, Limits())
+    assert whole is not None
+    assert whole.memory == whole.storage + 4 * 2 * CHANNELS
+    found = plan(given_menu, Limits(memory=0.5 * whole.memory))
+    assert found is not None
+    assert found.memory <= 0.5 * whole.memory
+    assert sum(found.losses.values()) > 0
+
+
+def test_without_limits_nothing_is_lost() -> None:
+    found = plan(menu(narrowed("layers.0", "layers.1", 16, 0.1)), Limits())
+    assert found is not None
+    assert found.reshaped == ()
+    assert set(found.precisions.values()) == {Precision.FP32}
+
+
+def test_a_limit_that_nothing_keeps_has_no_plan() -> None:
+    assert plan(menu(), Limits(latency=1e-9)) is None
+
+
+def test_what_a_family_is_known_to_lose_decides_between_families() -> None:
+    """Pruning looks dear until it is known that training gets most of it back."""
+    given_menu = menu(narrowed("layers.0", "layers.1", 16, 0.2), quantized=0.05)
+    limit = Limits(latency=0.6 * plan(given_menu, Limits()).latency)  # type: ignore[union-attr]
+    before = plan(given_menu, limit)
+    after = plan(given_menu, limit, lambda family: 0.01 if family == "prune" else 1.0)
+    assert before is not None
+    assert after is not None
+    assert before.losses.get("prune", 0.0) < after.losses["prune"]
+
+
+def test_coupled_channels_narrow_both_their_layers() -> None:
+    settled = settle(menu(), [narrowed("layers.0", "layers.1", 16, 0.1).offer])
+    assert [shapes[0].outputs for shapes in settled.layers.values()] == [16, CHANNELS, CHANNELS]
+    assert [shapes[0].inputs for shapes in settled.layers.values()] == [CHANNELS, 16, CHANNELS]
+
+
+def test_a_factorized_layer_is_narrowed_at_its_ends() -> None:
+    offers = [factorized("layers.1", 8, 0.1), narrowed("layers.0", "layers.1", 16, 0.1)]
+    settled = settle(menu(), [weighed.offer for weighed in offers])
+    assert settled.layers["layers.1"] == (linear(16, 8), linear(8, CHANNELS))
+
+
+def test_a_float_layer_between_integer_ones_pays_for_both_its_borders() -> None:
+    """Two layers must be integers; the first and the last lose least, but convert twice."""
+    cheap = {Precision.FP32: 0.0, Precision.INT8_STATIC: 0.010}
+    dear = {Precision.FP32: 0.0, Precision.INT8_STATIC: 0.015}
+    losses = {"layers.0": cheap, "layers.1": dear, "layers.2": cheap}
+    free = Menu({path: (linear(),) for path in losses}, (), losses, seconds)
+    limit = Limits(latency=11.2e-6)
+    assert _floats(plan(free, limit)) == ["layers.1"]
+    converting = replace(free, conversion=Seconds(1e-8))
+    assert _floats(plan(converting, limit)) in (["layers.0"], ["layers.2"])
+
+
+def _floats(found: Plan | None) -> list[str]:
+    assert found is not None
+    return [path for path, precision in found.precisions.items() if precision is Precision.FP32]
