@@ -16,6 +16,11 @@ from edgebuild import runner
 from edgebuild.bundles.manifest import FILE, Bundle, Manifest, dump_manifest, is_bundle
 from edgebuild.vocabulary.errors import InvalidDestination
 
+PAGE_NOTICE = """
+report.html
+    Draws with plotly.js: MIT, Copyright (c) Plotly, Inc.; its terms stand in the file.
+"""
+
 
 def check_destination(folder: Path) -> None:
     """Refuses, before any work, a place where a bundle cannot or must not be written.
@@ -47,10 +52,12 @@ def pack(
     model: Path,
     golden: Mapping[str, Sequence[np.ndarray]],
     report: str,
+    page: str | None = None,
 ) -> Bundle:
     """Writes the bundle beside its place, then moves it there; a bundle that was there goes.
 
-    `golden` maps "input" and "output" to arrays, (count, …) each.
+    `golden` maps "input" and "output" to arrays, (count, …) each; `report` becomes report.md, and
+    `page`, if there is one, report.html.
     """
     parent = folder.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +67,11 @@ def pack(
         _write_golden(scratch / manifest.artifact.golden.folder, golden)
         shutil.copyfile(runner.__file__, scratch / "run.py")
         (scratch / "report.md").write_text(report, encoding="utf-8")
-        (scratch / "NOTICE").write_text(_notice(manifest), encoding="utf-8")
+        notice = _notice(manifest)
+        if page is not None:
+            (scratch / "report.html").write_text(page, encoding="utf-8")
+            notice += PAGE_NOTICE
+        (scratch / "NOTICE").write_text(notice, encoding="utf-8")
         manifest = replace(manifest, files=_digests(scratch))
         (scratch / FILE).write_bytes(dump_manifest(manifest))
         scratch.chmod(0o755)

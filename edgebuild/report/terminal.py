@@ -84,20 +84,13 @@ def show_bundle(console: Console, bundle: Bundle) -> None:
     color = COLORS[manifest.verdict.status]
     console.print(f"[bold {color}]{escape(words.verdict(manifest))}[/]")
     console.print(f"bundle  {escape(str(bundle.path))}")
-    console.print(f"report  {escape(str(bundle.path / 'report.md'))}")
+    console.print(f"report  {escape(str(bundle.path / 'report.html'))}")
 
 
 def show_trials(console: Console, manifest: Manifest) -> None:
     """Everything that was tried, the chosen one marked."""
-    titles = {
-        "score": "score (validation)",
-        "storage": "storage",
-        "latency_p50": "p50 here",
-        "latency_p99": "p99",
-        "memory": "memory",
-        "integer_kernels": "integer kernels",
-    }
-    table = Table("", "format", "recipe", *(titles[name] for name in words.TRIED), "verdict")
+    titles = [words.TRIED_TITLES[name] for name in words.TRIED]
+    table = Table("", "format", "recipe", *titles, "verdict")
     for trial in sorted(manifest.tried, key=lambda trial: -trial.score):
         mark = "→" if trial.recipe == manifest.recipe else ""
         status = trial.verdict.status
@@ -110,15 +103,33 @@ def show_trials(console: Console, manifest: Manifest) -> None:
             console.print(f"[dim]{failure}")
 
 
+def show_sites(console: Console, manifest: Manifest) -> None:
+    """What each site got, what the next better choice would cost there, and what binds."""
+    sites = manifest.search.sites
+    if not sites:
+        return
+    table = Table(
+        *("site", "got", "loses", "takes", "a better choice", "costs", "saves", "buys"),
+        title="What each site got (the planner's figures: KL in nats, time on the target)",
+    )
+    for site in sorted(sites, key=words.price, reverse=True):
+        table.add_row(*words.site_row(site))
+    console.print(table)
+    for place, reason in manifest.search.dropped.items():
+        console.print(f"[dim]not offered: {escape(place)}: {escape(reason)}")
+    binding = manifest.verdict.binding
+    if binding is not None:
+        title, limit, shown, status, _ = words.line(binding)
+        console.print(f"the binding line is {title}: {shown} of {limit}, {status}")
+
+
 def show_fallbacks(console: Console, manifest: Manifest) -> None:
     """The kernels that computed in float, grouped by reason."""
-    grouped: dict[tuple[str, str], list[str]] = {}
-    for fallback in manifest.census.fallbacks:
-        grouped.setdefault((fallback.kernel, fallback.reason), []).extend(fallback.sites)
+    grouped = words.fallbacks(manifest.census)
     if not grouped:
         return
     table = Table("float kernel", "layers", "reason", title="What runs in float, and why")
-    for (kernel, reason), sites in grouped.items():
+    for kernel, reason, sites in grouped:
         table.add_row(kernel, ", ".join(sites[:4]) + (" …" if len(sites) > 4 else ""), reason)
     console.print(table)
 

@@ -1,0 +1,144 @@
+"""The report that travels in a bundle, as one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from collections.abc import Mapping, Sequence
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs, get_plotlyjs_version
+
+from edgebuild.bundles.manifest import Manifest, SiteRecord
+from edgebuild.report import words
+from edgebuild.report._chart import Chart
+from edgebuild.report._frontier import Goal, frontier
+from edgebuild.report._histogram import SHARES, histogram
+from edgebuild.report._layers import layers
+from edgebuild.report._timeline import timeline
+from edgebuild.vocabulary.artifact import Arithmetic
+from edgebuild.vocabulary.measurement import Evidence
+from edgebuild.vocabulary.trial import Trial
+
+# The figures that open the report, as far as there are any.
+HEADLINES: Mapping[str, str] = {
+    "score": "score on test data",
+    "latency_p99": "latency p99 on the target",
+    "host_latency_p99": "latency p99 here",
+    "latency_p50": "latency p50 here",
+    "memory": "peak memory",
+    "storage": "file size",
+    "power": "power above idle",
+    "load_time": "load time",
+    "integer_time": "time on integer kernels",
+}
+# What recipes are called that the search points out.
+TAGS: Mapping[str, str] = {"knee": "knee", "cheapest": "fastest", "best": "best score"}
+
+
+def render_html(manifest: Manifest) -> str:
+    """Fills in report.html.j2."""
+    environment = Environment(
+        loader=PackageLoader("edgebuild.report", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=True,
+    )
+    chosen = next(trial for trial in manifest.tried if trial.recipe == manifest.recipe)
+    rows = layers(manifest.recipe, manifest.census, _losses(manifest))
+    return environment.get_template("report.html.j2").render(
+        manifest=manifest,
+        words=words,
+        Evidence=Evidence,
+        headlines=_headlines(manifest),
+        titles=HEADLINES,
+        chosen=chosen,
+        trials=_rejected_last(manifest.tried, chosen),
+        columns=words.TRIED,
+        reshaped=words.reshaped(manifest.recipe),
+        layers=rows,
+        kinds=[kind for kind in Arithmetic if any(kind in row.times for row in rows)],
+        longest=max((row.seconds for row in rows), default=0.0),
+        is_planned=any(row.loss is not None for row in rows),
+        greatest_loss=max((row.loss or 0.0 for row in rows), default=0.0),
+        buys=_buys(manifest),
+        # Elsewhere than on the target, what stands for the measured latency is predicted as well.
+        is_clocked=chosen.figures["latency_p99"].evidence is Evidence.MEASURED,
+        tags=_tags(manifest),
+        fallbacks=words.fallbacks(manifest.census),
+        latencies=[manifest.measurement.percentile(share) for share in SHARES],
+        frontiers=_frontiers(manifest, chosen),
+        timeline=timeline(manifest.census, _profile(manifest)),
+        histogram=histogram(manifest.measurement),
+        plotly=_packed(get_plotlyjs()),
+        plotly_version=get_plotlyjs_version(),
+    )
+
+
+def _losses(manifest: Manifest) -> dict[str, float]:
+    """What the planner expects to lose at each layer, without the parts that were reshaped."""
+    precisions = {(site.path, str(got)) for site, got in manifest.recipe.precisions.items()}
+    return {
+        site.path: site.loss
+        for site in manifest.search.sites
+        if (site.path, site.choice) in precisions
+    }
+
+
+def _buys(manifest: Manifest) -> list[SiteRecord]:
+    """The sites where something would lose less, the best buy first."""
+    better = (site for site in manifest.search.sites if site.better)
+    return sorted(better, key=words.price, reverse=True)
+
+
+def _tags(manifest: Manifest) -> dict[str, list[str]]:
+    """What the search says of a recipe, by its digest."""
+    found: dict[str, list[str]] = {}
+    for name, tag in TAGS.items():
+        found.setdefault(getattr(manifest.search, name), []).append(tag)
+    return found
+
+
+def _headlines(manifest: Manifest) -> list[str]:
+    """The figures to open with; what is the same on the target and here is shown once."""
+    figures = manifest.figures
+    known = [name for name in HEADLINES if name in figures]
+    if figures["host_latency_p99"] == figures["latency_p99"]:
+        known.remove("host_latency_p99")
+    return known
+
+
+def _rejected_last(tried: Sequence[Trial], chosen: Trial) -> list[Trial]:
+    """The chosen one, then the others, best score first."""
+    return sorted(tried, key=lambda trial: (trial is not chosen, -trial.score))
+
+
+def _frontiers(manifest: Manifest, chosen: Trial) -> list[Chart]:
+    """Score against the median here, and against the p99 that the budget is about."""
+    score = manifest.workload.float_score["validation"]
+    drop = manifest.budget.accuracy_drop
+    # As the budget counts it: in points, and as a share of scores that are beyond 1.
+    lowest = None if drop is None else score - drop * max(abs(score), 1.0)
+    limit = manifest.budget.latency_p99
+    drawn = (
+        frontier(manifest.tried, chosen, "latency_p50", Goal(score, lowest, None), "Median here"),
+        frontier(
+            manifest.tried,
+            chosen,
+            "latency_p99",
+            Goal(score, lowest, limit),
+            f"p99 on {manifest.target.name}",
+        ),
+    )
+    return [chart for chart in drawn if chart is not None]
+
+
+def _profile(manifest: Manifest) -> str:
+    figure = manifest.figures["integer_time"]
+    return f"{words.evidence(figure)} by the profile of {manifest.artifact.runtime}"
+
+
+def _packed(script: str) -> str:
+    """A third of its size, as text; the same for the same script."""
+    return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
