@@ -17,7 +17,7 @@ from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.units import Seconds, format_time
 from edgebuild.vocabulary.verdict import Status
 
-HEIGHT = 440
+HEIGHT = 380
 SHAPES = ("circle", "square", "diamond", "triangle-up", "pentagon")
 FAINT = 0.35
 # Latencies that differ by more than this factor are drawn on a logarithmic axis.
