@@ -11,7 +11,6 @@ from conftest import Workshop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from zoo import ZOO
 
 from edgebuild.capture import capture
 from edgebuild.search.layers import (
@@ -98,7 +97,7 @@ def test_the_shape_of_a_layer_made_of_a_shape_is_that_shape(shape: LayerShape) -
     assert runs_of(module_of(shape), input_of(shape)) == (shape,)
 
 
-@pytest.mark.parametrize("name", sorted(ZOO))
+@pytest.mark.parametrize("name", ["bert", "convnext", "gru", "two-inputs", "u-net", "vit"])
 def test_every_layer_but_a_recurrence_has_a_shape_that_counts_its_work(
     name: str, workshop: Workshop
 ) -> None:
