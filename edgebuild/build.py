@@ -66,6 +66,7 @@ def build(
     from edgebuild.inputs.target_file import load_target
     from edgebuild.inputs.workload_check import check_workload
     from edgebuild.inputs.workload_file import load_workload
+    from edgebuild.report.html import render_html
     from edgebuild.report.markdown import render
     from edgebuild.search.case import open_case
     from edgebuild.search.judge import choose
@@ -101,7 +102,8 @@ def build(
             proof = prove(case, chosen, device, progress)
         manifest = record(case, proof, found, time.monotonic() - begun, seed)
         golden = {"input": proof.golden_inputs, "output": proof.golden_outputs}
-        return pack(out, manifest, proof.made.artifact.path, golden, render(manifest))
+        report, page = render(manifest), render_html(manifest)
+        return pack(out, manifest, proof.made.artifact.path, golden, report, page)
 
 
 def _refuse_useless_formats(formats: Sequence[str], target: Target) -> None:

@@ -27,7 +27,7 @@ from edgebuild.search.sensitivity import sensitivity
 from edgebuild.search.survey import Survey, survey
 from edgebuild.search.uniform import exporters_of, fitted, uniform_recipes
 from edgebuild.vocabulary.contracts import Device, Progress
-from edgebuild.vocabulary.errors import EdgebuildError, told
+from edgebuild.vocabulary.errors import EdgebuildError, MethodFailed, told
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.trial import Trial
@@ -213,7 +213,13 @@ class Rounds:
         """How many steps the time allows for."""
         if "distill" not in self.wishes.methods:
             return Training(0, 0, self.wishes.seed)
-        seconds = SMALLER * seconds_per_step(self.case.workload.network, self.case.lesson)
+        probe = Training(STEPS[2], STEPS[2]).choice(STEPS[2])
+        network, lesson = self.case.workload.network, self.case.lesson
+        try:
+            seconds = SMALLER * seconds_per_step(network, lesson, probe.option)
+        except MethodFailed as error:
+            self.progress.say(f"nothing is trained: {told(error)}")
+            return Training(0, 0, self.wishes.seed)
         first, most = (
             max((steps for steps in STEPS if steps * seconds <= left * share), default=STEPS[0])
             for share in (FIRST_SHARE, MOST_SHARE)

@@ -17,7 +17,7 @@ from edgebuild.vocabulary.contracts import Exporter, Progress
 from edgebuild.vocabulary.offer import LayerShape
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Site
-from edgebuild.vocabulary.target import RuntimeFacts
+from edgebuild.vocabulary.target import Budget, RuntimeFacts
 from edgebuild.vocabulary.units import Seconds
 
 # Precisions that lose nothing that could be told from noise.
@@ -49,7 +49,7 @@ def _menu(
     progress: Progress,
 ) -> Menu:
     offered = {
-        site.path: _losses(survey, site, exporter, runtime, precisions)
+        site.path: _losses(survey, site, exporter, runtime, _worthwhile(case.budget, precisions))
         for site in case.program.sites
         if site.path in survey.layers
     }
@@ -80,6 +80,12 @@ def _menu(
         _glue(case, own),
         conversion=_conversion(case, own),
     )
+
+
+def _worthwhile(budget: Budget, precisions: Sequence[Precision]) -> list[Precision]:
+    """Halves are computed as fp32 is: only those ask for them who have little room."""
+    is_tight = budget.storage is not None or budget.memory is not None
+    return [one for one in precisions if is_tight or one is not Precision.FP16]
 
 
 def _losses(
