@@ -81,7 +81,10 @@ class SiteRecord:
 
 @dataclass(frozen=True)
 class PlannedRecord:
-    """What the planner expected of a candidate, and what was measured: seconds and nats of KL."""
+    """What the planner expected of a candidate, and what came of it: seconds and nats of KL.
+
+    On another target than this machine the latency that came of it is itself predicted.
+    """
 
     recipe: str
     format: str

@@ -130,12 +130,12 @@ def figures_of(
     here = f"{device.name} ({measurement.machine})"
     p50, p99 = measurement.percentile(0.5), measurement.percentile(0.99)
     is_target = case.target.is_this_machine
-    note = "" if is_target else made.artifact.caveat
+    note = caveat = "" if is_target else made.artifact.caveat
     if p99.high is None:
         note = f"{len(measurement.latencies)} runs are too few to bound it"
     low, high = p99.low, p99.high
     if not measurement.is_conclusive:
-        note = "INCONCLUSIVE: the two halves of the run disagree"
+        note = caveat = "INCONCLUSIVE: the two halves of the run disagree"
         # Of two distributions no percentile can be claimed, only where all runs lay.
         low, high = min(measurement.latencies), max(measurement.latencies)
     runtime = runtime_facts(case.target, made.artifact.runtime)
@@ -145,7 +145,7 @@ def figures_of(
     memory = float(measurement.peak_memory)
     figures = {
         "score": Figure(score, Evidence.MEASURED, here),
-        "latency_p50": Figure(p50.value, Evidence.MEASURED, here, p50.low, p50.high, note),
+        "latency_p50": Figure(p50.value, Evidence.MEASURED, here, p50.low, p50.high, caveat),
         "latency_p99": host_p99 if is_target else predicted,
         "host_latency_p99": host_p99,
         "memory": Figure(memory, Evidence.MEASURED, here)

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from small_search import tried
 
 from edgebuild.search.frontier import cheapest, frontier, hypervolume, knee, speed
-from edgebuild.vocabulary.measurement import Evidence, Figure
+from edgebuild.vocabulary.measurement import Evidence
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.trial import Trial
-from edgebuild.vocabulary.verdict import BudgetLine, Status, Verdict
 
 REFERENCE = (1.0, 1.0)
 SHARES = st.floats(0.0, 1.0)
 POINTS = st.lists(st.tuples(SHARES, SHARES), max_size=8)
-
-
-def tried(
-    score: float, latency: float, evidence: Evidence = Evidence.MEASURED, breached: bool = False
-) -> Trial:
-    """A trial whose median latency is half its 99th percentile."""
-    p50 = Figure(latency, Evidence.MEASURED, "here")
-    p99 = Figure(2 * latency, evidence, "there")
-    figures = {"score": Figure(score, Evidence.MEASURED, "here")}
-    line = BudgetLine("latency_p99", 1.0, p99, Status.BREACHED if breached else Status.MET)
-    recipe = Recipe(f"{score} in {latency}", "onnx", ())
-    return Trial(recipe, {**figures, "latency_p50": p50, "latency_p99": p99}, Verdict((line,)))
 
 
 TRIALS = st.lists(st.builds(tried, SHARES, st.floats(0.01, 1.0)), min_size=1, max_size=8)

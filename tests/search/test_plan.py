@@ -9,49 +9,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_search import CHANNELS, factorized, linear, menu, narrowed, seconds, skipped
 
-from edgebuild.search.layers import macs, weights
+from edgebuild.search.layers import weights
 from edgebuild.search.plan import GAP, Limits, Menu, Plan, Weighed, fastest, plan, settle
-from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, PartKind
-from edgebuild.vocabulary.precision import LayerKind, Precision
+from edgebuild.vocabulary.offer import Part
+from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.units import Seconds
-
-CHANNELS = 64
-PRECISIONS = {Precision.FP32: 0.0, Precision.INT8_DYNAMIC: 0.02}
-
-
-def linear(inputs: int = CHANNELS, outputs: int = CHANNELS) -> LayerShape:
-    return LayerShape(LayerKind.LINEAR, inputs, outputs)
-
-
-def seconds(shape: LayerShape, precision: Precision) -> Seconds:
-    """A microsecond a layer, and a nanosecond for each multiplication of floats."""
-    return Seconds(1e-6 + macs(shape) * (0.4e-9 if precision.is_integer else 1e-9))
-
-
-def narrowed(producer: str, reader: str, kept: int, loss: float) -> Weighed:
-    part = Part(producer, PartKind.CHANNELS)
-    choice = Choice("prune", f"keep {kept} of {CHANNELS}")
-    return Weighed(Offer(part, choice, {producer: kept}, {reader: kept}), loss)
-
-
-def factorized(path: str, rank: int, loss: float) -> Weighed:
-    thin = (linear(outputs=rank), linear(inputs=rank))
-    part = Part(path, PartKind.LAYER)
-    return Weighed(Offer(part, Choice("factorize", f"rank {rank}"), replaced={path: thin}), loss)
-
-
-def skipped(path: str, loss: float) -> Weighed:
-    part = Part(path, PartKind.BLOCK)
-    return Weighed(Offer(part, Choice("prune", "skip"), removed=frozenset({path})), loss)
-
-
-def menu(*offers: Weighed, count: int = 3, quantized: float = 0.02) -> Menu:
-    """Linear layers one after the other."""
-    paths = [f"layers.{number}" for number in range(count)]
-    losses = {Precision.FP32: 0.0, Precision.INT8_DYNAMIC: quantized}
-    layers = {path: (linear(),) for path in paths}
-    return Menu(layers, offers, dict.fromkeys(paths, losses), seconds)
 
 
 def everything(menu: Menu) -> Iterator[tuple[float, float, float]]:

@@ -1,0 +1,121 @@
+"""Proposals lie between the fastest and the whole network, and follow the frontier from there."""
+
+from __future__ import annotations
+
+import pytest
+from small_search import CHANNELS, linear, menu, narrowed, seconds, tried
+
+from edgebuild.search.explain import explain
+from edgebuild.search.learn import Beliefs
+from edgebuild.search.plan import Limits, Menu, fastest, plan
+from edgebuild.search.propose import Attempt, Proposal, Training, first_shapes, next_shapes
+from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part, PartKind
+from edgebuild.vocabulary.precision import Precision
+
+TRAINING = Training(first=100, most=900)
+STUDENT = Offer(NETWORK, Choice("student", "width 50 %"), {"layers.0": 32}, {"layers.1": 32})
+WIDTHS = [narrowed("layers.0", "layers.1", kept, (1 - kept / CHANNELS) ** 2) for kept in (16, 32)]
+SHAPE = ((Part("layers.0", PartKind.CHANNELS), Choice("prune", "keep 16 of 64")),)
+
+
+@pytest.fixture
+def menus() -> dict[str, Menu]:
+    return {"onnx": menu(*WIDTHS), "tflite": menu(*WIDTHS)}
+
+
+def first(menus: dict[str, Menu], training: Training = TRAINING) -> list[Proposal]:
+    return list(first_shapes(menus, [STUDENT], Limits(), training, Beliefs()))
+
+
+def test_every_network_is_proposed_in_every_format(menus: dict[str, Menu]) -> None:
+    shapes = [proposal.reshaped for proposal in first(menus)]
+    assert shapes[::2] == shapes[1::2]
+
+
+def test_the_first_plans_get_slower_and_lose_less(menus: dict[str, Menu]) -> None:
+    planned = [one for one in first(menus)[::2] if "student" not in one.name]
+    latencies = [proposal.latency for proposal in planned]
+    assert latencies == sorted(latencies)
+    assert latencies[0] >= fastest(menus["onnx"]).latency * 0.99
+
+
+def test_what_is_changed_is_trained_and_what_is_not_is_not(menus: dict[str, Menu]) -> None:
+    for proposal in first(menus):
+        methods = [choice.method for _, choice in proposal.reshaped]
+        assert methods == [] or methods[-1] == "distill"
+
+
+def test_nothing_is_trained_where_nothing_can_be(menus: dict[str, Menu]) -> None:
+    for proposal in first(menus, Training(0, 0)):
+        assert all(choice.method != "distill" for _, choice in proposal.reshaped)
+
+
+def test_a_student_is_proposed(menus: dict[str, Menu]) -> None:
+    assert any((STUDENT.part, STUDENT.choice) in one.reshaped for one in first(menus))
+
+
+def attempt(score: float, latency: float, steps: int = 0, integer: bool = False) -> Attempt:
+    training = ((NETWORK, TRAINING.choice(steps)),) if steps else ()
+    precision = Precision.INT8_DYNAMIC if integer else Precision.FP32
+    precisions = {f"layers.{number}": precision for number in range(3)}
+    shape = (*SHAPE, *training) if steps else ()
+    return Attempt(Proposal("a test's", "onnx", shape, precisions), tried(score, latency))
+
+
+def following(menus: dict[str, Menu], *attempts: Attempt) -> list[Proposal]:
+    return list(next_shapes(attempts, menus, Limits(), TRAINING, Beliefs()))
+
+
+def test_what_is_on_the_frontier_is_trained_longer(menus: dict[str, Menu]) -> None:
+    proposals = following(menus, attempt(0.9, 1e-5), attempt(0.8, 1e-6, steps=100))
+    longer = (*SHAPE, (NETWORK, Choice("distill", "300 steps, seed 0")))
+    assert longer in [proposal.reshaped for proposal in proposals]
+
+
+def test_what_is_beaten_is_not(menus: dict[str, Menu]) -> None:
+    proposals = following(menus, attempt(0.9, 1e-6), attempt(0.8, 1e-5, steps=100))
+    assert all("300 steps" not in str(proposal.reshaped) for proposal in proposals)
+
+
+def test_training_ends_at_the_most_steps_that_there_is_time_for(menus: dict[str, Menu]) -> None:
+    proposals = following(menus, attempt(0.9, 1e-5), attempt(0.8, 1e-6, steps=900))
+    assert all("2700" not in str(proposal.reshaped) for proposal in proposals)
+
+
+def test_integers_that_cost_score_are_trained_on_their_grid(menus: dict[str, Menu]) -> None:
+    floating = attempt(0.90, 5e-6, steps=100)
+    lossy = attempt(0.85, 1e-6, steps=100, integer=True)
+    options = [c.option for one in following(menus, floating, lossy) for _, c in one.reshaped]
+    assert any("qat int8" in option for option in options)
+    exact = attempt(0.899, 1e-6, steps=100, integer=True)
+    options = [c.option for one in following(menus, floating, exact) for _, c in one.reshaped]
+    assert not any("qat int8" in option for option in options)
+
+
+# ---- the explanation
+
+
+def test_each_site_says_what_it_got_and_what_better_would_cost() -> None:
+    given = menu(*WIDTHS)
+    cheap = plan(given, Limits(latency=1.3 * fastest(given).latency))
+    assert cheap is not None
+    proposal = Proposal("a test's", "onnx", cheap.reshaped, cheap.precisions)
+    found = {site.path: site for site in explain(given, proposal)}
+    quantized = next(site for site in found.values() if site.choice == "int8-dynamic")
+    assert quantized.better == "fp32"
+    assert quantized.costs > 0
+    assert quantized.saves == pytest.approx(0.02)
+
+
+def test_a_changed_part_is_priced_against_leaving_it_as_it_was() -> None:
+    given = menu(*WIDTHS)
+    precisions = dict.fromkeys(given.layers, Precision.FP32)
+    found = explain(given, Proposal("a test's", "onnx", SHAPE, precisions))
+    changed = next(site for site in found if site.choice.startswith("prune"))
+    whole, narrow = linear(), linear(CHANNELS, 16)
+    reader = linear(16, CHANNELS)
+    spared = 2 * seconds(whole, Precision.FP32) - sum(
+        seconds(shape, Precision.FP32) for shape in (narrow, reader)
+    )
+    assert changed.better == "as it was"
+    assert changed.costs == pytest.approx(spared)
