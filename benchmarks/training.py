@@ -51,3 +51,15 @@ def trained(
     torch.set_num_threads(threads)
     weights: dict[str, Tensor] = learner.to(memory_format=torch.contiguous_format).state_dict()
     return weights
+
+
+def moved(images: Tensor) -> Tensor:
+    """All images of a batch, (N, C, H, W), moved by the same few pixels around their edges."""
+    rows, columns = torch.randint(-2, 3, (2,)).tolist()
+    return torch.roll(images, (rows, columns), (2, 3))
+
+
+def shaded(images: Tensor) -> Tensor:
+    """Each image of a batch, (N, C, H, W), with a little more or less contrast and brightness."""
+    shade = (torch.rand(2, len(images), 1, 1, 1) * 2 - 1) * 0.3
+    return images * (1 + shade[0]) + shade[1]

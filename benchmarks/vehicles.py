@@ -111,7 +111,4 @@ def _augmented(images: Tensor) -> Tensor:
     inputs = _normalized(images)
     mirrored = torch.rand(len(inputs)) < 0.5
     inputs[mirrored] = inputs[mirrored].flip(-1)
-    rows, columns = torch.randint(-2, 3, (2,)).tolist()
-    moved = torch.roll(inputs, (rows, columns), (2, 3))
-    shade = (torch.rand(2, len(inputs), 1, 1, 1) * 2 - 1) * 0.3
-    return moved * (1 + shade[0]) + shade[1]
+    return training.shaded(training.moved(inputs))
