@@ -1,0 +1,217 @@
+"""What a student is asked at each step, what the teacher says to it, and the loss."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgebuild.methods._distill_data import Rows, batch_numbers, seeded, varied
+from edgebuild.methods._distill_loss import (
+    Output,
+    Reading,
+    feature_distance,
+    leaves,
+    read_output,
+    shared_features,
+    watching,
+)
+from edgebuild.methods._distill_plan import Plan, Settings
+
+Tensors = tuple[Tensor, ...]
+# The teacher's answers to all rows are kept up to this size.
+BYTES_OF_ANSWERS = 1e9
+# How many rows show what the outputs and features are, and how many are computed at once.
+SHOWN = 64
+ROWS_AT_ONCE = 64
+# The intermediate layers that are compared.
+MOST_FEATURES = 6
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch for every step, with the teacher's answers; the same step is always the same.
+
+    Attributes:
+        teacher: in eval mode, in the layout.
+        rows: the calibration split.
+        plan: how many steps, from which seed.
+        settings: of the batches and the loss.
+        layout: the memory format that both networks and all images are in.
+        outputs: what each output of the teacher is.
+        labeled: the position of the output that the labels are the classes of.
+        features: the layers that are compared, and how much each varies.
+        batch_size: rows a step.
+        varied_rows: how many of these are varied.
+        known: the teacher's answers to all rows; empty where it is asked at every step.
+    """
+
+    teacher: nn.Module
+    rows: Rows
+    plan: Plan
+    settings: Settings
+    layout: torch.memory_format
+    outputs: tuple[Output, ...]
+    labeled: int | None
+    features: Mapping[str, float]
+    batch_size: int
+    varied_rows: int
+    known: Tensors = ()
+
+    def loss(self, student: nn.Module, step: int) -> Tensor:
+        """How far the student is from the teacher, and from the labels, on the step's batch."""
+        numbers, inputs = self.batch(step)
+        with watching(student, self.features) as got:
+            answers = leaves(student(*inputs))
+        with torch.no_grad(), watching(self.teacher, self.features) as wanted:
+            taught = self._taught(numbers, inputs)
+        settings = self.settings
+        losses = [
+            output.distance(answer, known, settings.temperature)
+            for output, answer, known in zip(self.outputs, answers, taught, strict=True)
+        ]
+        loss = torch.stack(losses).mean()
+        if self.labeled is not None:
+            surprise = self._surprise(answers[self.labeled], numbers)
+            loss = torch.lerp(loss, surprise, settings.label_weight)
+        if self.features:
+            distance = feature_distance(got, wanted, self.features)
+            loss = loss + settings.feature_weight * distance
+        return loss
+
+    def batch(self, step: int) -> tuple[np.ndarray, Tensors]:
+        """The numbers of a step's rows, and the inputs; the last ones of these are varied."""
+        numbers = batch_numbers(step, self.batch_size, len(self.rows), self.plan.seed)
+        inputs = self.rows.take(numbers)
+        if self.varied_rows:
+            plain = self.batch_size - self.varied_rows
+            changed = varied(inputs, seeded(self.plan.seed, 1, step))
+            inputs = tuple(
+                torch.cat((tensor[:plain], other[plain:]))
+                for tensor, other in zip(inputs, changed, strict=True)
+            )
+        return numbers, laid_out(inputs, self.layout)
+
+    def _taught(self, numbers: np.ndarray, inputs: Tensors) -> Sequence[Tensor]:
+        if self.known:
+            return [answers[torch.from_numpy(numbers)] for answers in self.known]
+        return leaves(self.teacher(*inputs))
+
+    def _surprise(self, answer: Tensor, numbers: np.ndarray) -> Tensor:
+        assert self.labeled is not None
+        assert self.rows.labels is not None
+        plain = self.batch_size - self.varied_rows
+        class_ids = torch.from_numpy(self.rows.labels[numbers[:plain]].astype(np.int64)).flatten()
+        return self.outputs[self.labeled].surprise(answer[:plain], class_ids)
+
+
+def open_lesson(
+    teacher: nn.Module, student: nn.Module, rows: Rows, plan: Plan, settings: Settings
+) -> Lesson:
+    """Looks at the teacher's answers to some rows; both networks are brought to one layout."""
+    shown = rows.take(rows.evenly(SHOWN))
+    layout = common_layout((teacher, student), shown)
+    for network in (teacher, student):
+        lay_out(network, layout)
+    shown = laid_out(shown, layout)
+    with torch.no_grad():
+        answers = tuple(leaves(teacher(*shown)))
+    outputs = tuple(read_output(answer, rows.has_class_ids) for answer in answers)
+    features = (
+        shared_features(teacher, student, shown, MOST_FEATURES) if settings.feature_weight else {}
+    )
+    size, varied_rows = _batch(rows, plan, settings)
+    is_labeled = settings.label_weight > 0 and rows.has_class_ids and varied_rows < size
+    labeled = _labeled(rows, answers, outputs) if is_labeled else None
+    return Lesson(
+        teacher, rows, plan, settings, layout, outputs, labeled, features, size, varied_rows
+    )
+
+
+def _batch(rows: Rows, plan: Plan, settings: Settings) -> tuple[int, int]:
+    """How many rows a batch has, and how many of them are varied.
+
+    Images are varied where they would be repeated so often that the student learns them by heart.
+    Without variations, a batch that is larger than the split would hold rows twice.
+    """
+    size = settings.batch_size
+    if rows.are_images and plan.steps * size > settings.most_passes * len(rows):
+        return size, round(settings.varied_share * size)
+    return min(size, len(rows)), 0
+
+
+def with_known_answers(lesson: Lesson) -> Lesson:
+    """Asks the teacher about all rows at once, where that is less work than at every step."""
+    rows, size = lesson.rows, lesson.batch_size
+    if lesson.features or lesson.varied_rows or lesson.plan.steps * size < len(rows):
+        return lesson
+    some = answers_of(lesson.teacher, rows, rows.evenly(size), lesson.layout)
+    if sum(answer.nbytes for answer in some) / len(some[0]) * len(rows) > BYTES_OF_ANSWERS:
+        return lesson
+    known = answers_of(lesson.teacher, rows, np.arange(len(rows)), lesson.layout)
+    return replace(lesson, known=known)
+
+
+def _labeled(rows: Rows, answers: Sequence[Tensor], outputs: Sequence[Output]) -> int | None:
+    """The one output that the labels can be the classes of."""
+    assert rows.labels is not None
+    most = int(rows.labels.max())
+    able = [
+        number
+        for number, (answer, output) in enumerate(zip(answers, outputs, strict=True))
+        if output.reading is not Reading.VALUES and answer.shape[1] > most
+    ]
+    return able[0] if len(able) == 1 else None
+
+
+def common_layout(networks: Sequence[nn.Module], inputs: Tensors) -> torch.memory_format:
+    """Channels last, where convolutions on a CPU are twice as fast, if all networks bear it.
+
+    One that takes a `view` of a feature map does not, and says so.
+    """
+    if not any(isinstance(module, nn.Conv2d) for one in networks for module in one.modules()):
+        return torch.contiguous_format
+    try:
+        for network in networks:
+            trial = lay_out(copy.deepcopy(network), torch.channels_last)
+            some = tuple(tensor[:2] for tensor in laid_out(inputs, torch.channels_last))
+            with torch.no_grad():
+                trial(*some)
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def lay_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """Brings the weights of convolutions into a memory format, in place."""
+    network.to(memory_format=layout)  # type: ignore[call-overload]
+    return network
+
+
+def laid_out(inputs: Tensors, layout: torch.memory_format) -> Tensors:
+    return tuple(
+        tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor for tensor in inputs
+    )
+
+
+def answers_of(
+    network: nn.Module, rows: Rows, numbers: np.ndarray, layout: torch.memory_format
+) -> Tensors:
+    """A network's floating outputs for rows, joined along the batch."""
+    parts = [leaves(outputs) for outputs in run(network, rows, numbers, layout)]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+@torch.no_grad()
+def run(
+    network: nn.Module, rows: Rows, numbers: np.ndarray, layout: torch.memory_format
+) -> Iterator[Any]:
+    """A network's outputs for rows as it returns them, some rows at once."""
+    for some in np.array_split(numbers, math.ceil(len(numbers) / ROWS_AT_ONCE)):
+        yield network(*laid_out(rows.take(some), layout))

@@ -1,0 +1,89 @@
+"""What a choice of distillation says: how many steps, from which seed, on which grid."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from edgebuild.vocabulary.errors import MethodFailed
+
+
+class Grid(StrEnum):
+    """The symmetric grid that weights are rounded to, one scale for each output channel."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+
+    @property
+    def steps(self) -> int:
+        """The steps on either side of zero."""
+        return {"int8": 127, "int4": 7}[self.value]
+
+
+# 512 rows forward are about as much work as five steps of 32 rows.
+FEWEST_STEPS_BETWEEN_LOOKS = 20
+
+_NUMBER = "0|[1-9][0-9]*"
+_TEXT = re.compile(rf"([1-9][0-9]*) steps(?:, qat ({'|'.join(Grid)}))?, seed ({_NUMBER})")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Training of so many steps; with a grid, quantization-aware."""
+
+    steps: int
+    grid: Grid | None = None
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Plan:
+        """Reads "400 steps, seed 0" and "200 steps, qat int8, seed 0"; `str` writes them.
+
+        Raises:
+            MethodFailed: any other text.
+        """
+        match = _TEXT.fullmatch(text)
+        if not match:
+            raise MethodFailed(
+                f"the network: distill cannot read {text!r}: "
+                'write "400 steps, seed 0" or "200 steps, qat int8, seed 0"'
+            )
+        steps, grid, seed = match.groups()
+        return cls(int(steps), Grid(grid) if grid else None, int(seed))
+
+    def __str__(self) -> str:
+        grid = f", qat {self.grid}" if self.grid else ""
+        return f"{self.steps} steps{grid}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all trainings have in common.
+
+    Attributes:
+        batch_size: rows a step.
+        learning_rate: its highest, for networks with BatchNorm; the others take a tenth.
+        temperature: softens the classes of teacher and student.
+        label_weight: the share of the labels in the loss, where they are class ids.
+        feature_weight: the weight of intermediate features that have the same shape in both.
+        varied_share: the share of a batch of images that is varied for the teacher to label.
+        most_passes: only in trainings that pass more often than this over the same images.
+        looks: how often the validation split is looked at, the first time before any training.
+        patience: looks without a better score after which training ends.
+    """
+
+    batch_size: int = 32
+    learning_rate: float = 5e-3
+    temperature: float = 2.0
+    label_weight: float = 0.0
+    feature_weight: float = 1.0
+    varied_share: float = 0.5
+    most_passes: int = 20
+    looks: int = 11
+    patience: int = 6
+
+    def steps_between_looks(self, steps: int) -> int:
+        """Fewer looks in a short training: one takes as long as some steps do."""
+        return max(FEWEST_STEPS_BETWEEN_LOOKS, math.ceil(steps / (self.looks - 1)))

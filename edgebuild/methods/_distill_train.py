@@ -1,0 +1,215 @@
+"""Trains a student by a lesson, keeps its best state, and goes on where a killed run was."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+from edgebuild.methods._distill_data import seeded
+from edgebuild.methods._distill_judge import Judge
+from edgebuild.methods._distill_lesson import Lesson, with_known_answers
+from edgebuild.methods._distill_plan import Settings
+from edgebuild.methods._fake_quantization import RoundedInput
+from edgebuild.vocabulary.contracts import Progress
+from edgebuild.vocabulary.errors import MethodFailed
+
+# The share of the steps that the learning rate takes to rise, and what is left of it at the end.
+RISING = 0.05
+LAST_RATE = 0.01
+# The share of the steps after which statistics and ranges stay as they are.
+SETTLED = 0.8
+# Statistics of fewer samples than this are worse than pruned ones.
+FEWEST_FOR_STATISTICS = 8
+# Batches that show the ranges of activations before the first step.
+FIRST_BATCHES = 4
+WEIGHT_DECAY = 1e-4
+# A network without BatchNorm bears this share of the learning rate.
+RATE_WITHOUT_NORM = 0.1
+
+State = dict[str, Tensor]
+
+
+def train(training: Training, progress: Progress, checkpoint: Path | None) -> None:
+    """Trains the student in place until it is in its best state, in eval mode.
+
+    The best is the latest of the states with the highest score, the starting state among them.
+    With a checkpoint the result is the same, to the bit, however often the run was killed.
+
+    Raises:
+        MethodFailed: the loss is no number any more.
+    """
+    training.lesson = with_known_answers(training.lesson)
+    total = training.lesson.plan.steps
+    # Networks that draw at random although they are in eval mode must not disturb the caller.
+    with torch.random.fork_rng(devices=[]), progress.step("Distilling", total=total) as bar:
+        if checkpoint is not None and checkpoint.exists():
+            training.restore(checkpoint)
+        else:
+            training.begin()
+        for _ in range(training.step):
+            bar.advance(training.note)
+        while training.step < total and not training.is_hopeless:
+            training.learn()
+            if training.is_time_to_look:
+                training.look()
+                if checkpoint is not None:
+                    training.store(checkpoint)
+            bar.advance(training.note)
+    training.student.load_state_dict(training.best)
+
+
+class Training:
+    """A student on its way: all that a checkpoint holds."""
+
+    def __init__(self, student: nn.Module, lesson: Lesson, judge: Judge) -> None:
+        self.student, self.lesson, self.judge = student, lesson, judge
+        self.optimizer = optimizer_for(student, lesson.settings)
+        self.highest_rate = self.optimizer.param_groups[0]["lr"]
+        self.step = 0
+        self.score = self.best_score = -math.inf
+        self.best: State = {}
+        self.waited = 0
+
+    @property
+    def is_hopeless(self) -> bool:
+        return self.waited >= self.lesson.settings.patience
+
+    @property
+    def is_time_to_look(self) -> bool:
+        steps = self.lesson.plan.steps
+        return self.step % self.lesson.settings.steps_between_looks(steps) == 0 or (
+            self.step == steps
+        )
+
+    @property
+    def note(self) -> str:
+        return f"score {self.score:.4g}, best {self.best_score:.4g}"
+
+    def begin(self) -> None:
+        """Shows the ranges of activations to what rounds them, and scores the starting state."""
+        _let_follow(self.student, RoundedInput)
+        with torch.no_grad():
+            for step in range(FIRST_BATCHES):
+                self.student(*self.lesson.batch(step)[1])
+        self.look()
+
+    def learn(self) -> None:
+        """One step of the optimizer."""
+        plan, step = self.lesson.plan, self.step
+        torch.manual_seed(seeded(plan.seed, 2, step).initial_seed())
+        _let_follow(self.student, *self._followers())
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.highest_rate * rate_at(step, plan.steps)
+        self.optimizer.zero_grad()
+        with _quick_to_follow(self.student, step):
+            loss = self.lesson.loss(self.student, step)
+        if not torch.isfinite(loss):
+            raise MethodFailed(
+                f"the network: at step {step} of distillation the loss is {loss.item()}: "
+                "try a lower learning_rate"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.step += 1
+
+    def _followers(self) -> tuple[type[nn.Module], ...]:
+        """What follows the batches: ranges, and statistics where a batch is large enough."""
+        if self.step >= SETTLED * self.lesson.plan.steps:
+            return ()
+        is_large = self.lesson.batch_size >= FEWEST_FOR_STATISTICS
+        return (RoundedInput, BatchNorm) if is_large else (RoundedInput,)
+
+    def look(self) -> None:
+        """Scores the student; it is the best yet unless an earlier state scored higher.
+
+        Of equal scores the later is the best: what was trained for longer is nearer to the
+        teacher. It is no reason to wait for longer.
+        """
+        self.student.eval()
+        self.score = self.judge(self.student)
+        self.waited = 0 if self.score > self.best_score else self.waited + 1
+        if self.score >= self.best_score:
+            self.best_score, self.best = self.score, copy.deepcopy(self.student.state_dict())
+
+    def store(self, path: Path) -> None:
+        """Writes beside the file, then renames: a kill leaves the old one or the new one."""
+        partial = path.with_suffix(".part")
+        held = {
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "numbers": [self.step, self.waited, self.score, self.best_score],
+        }
+        torch.save(held, partial)
+        os.replace(partial, path)
+
+    def restore(self, path: Path) -> None:
+        held = torch.load(path, weights_only=True)
+        self.student.load_state_dict(held["student"])
+        self.optimizer.load_state_dict(held["optimizer"])
+        self.best = held["best"]
+        self.step, self.waited, self.score, self.best_score = held["numbers"]
+
+
+def _let_follow(network: nn.Module, *kinds: type[nn.Module]) -> None:
+    """Puts these kinds of modules into training mode, and everything else into eval mode.
+
+    Dropout has no place in a short recovery, and some networks return other outputs in training.
+    """
+    network.eval()
+    for module in network.modules():
+        if kinds and isinstance(module, kinds):
+            module.train()
+
+
+@contextmanager
+def _quick_to_follow(network: nn.Module, step: int) -> Iterator[None]:
+    """Lets statistics be the average of the first batches: those of the whole network fit no more.
+
+    Of thirty steps the usual momentum of 0.1 would leave a trace of them to the end.
+    """
+    norms = [
+        module
+        for module in network.modules()
+        if isinstance(module, BatchNorm) and module.momentum is not None
+    ]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = max(cast(float, norm.momentum), 1 / (step + 1))
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def rate_at(step: int, steps: int) -> float:
+    """The share of the highest learning rate: a linear rise, then half a cosine down to 1 %."""
+    rising = max(1, round(RISING * steps))
+    if step < rising:
+        return (step + 1) / rising
+    done = (step - rising) / max(1, steps - rising)
+    return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def optimizer_for(student: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """AdamW over all weights, frozen ones too; weight decay on matrices and kernels alone."""
+    weights = [weight for weight in student.parameters() if weight.is_floating_point()]
+    for weight in weights:
+        weight.requires_grad_(True)
+    groups = [
+        {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
+    ]
+    has_norm = any(isinstance(module, BatchNorm) for module in student.modules())
+    rate = settings.learning_rate * (1.0 if has_norm else RATE_WITHOUT_NORM)
+    return torch.optim.AdamW(groups, lr=rate)
