@@ -171,7 +171,7 @@ def _labeled(rows: Rows, answers: Sequence[Tensor], outputs: Sequence[Output]) -
 
 
 def common_layout(networks: Sequence[nn.Module], inputs: Tensors) -> torch.memory_format:
-    """Channels last, where convolutions on a CPU are twice as fast, if all networks bear it.
+    """Channels last, where convolutions on a CPU are faster, if all networks bear it.
 
     One that takes a `view` of a feature map does not, and says so.
     """

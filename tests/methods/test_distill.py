@@ -420,7 +420,7 @@ def test_layers_of_the_same_shape_are_compared() -> None:
     assert list(shared) == ["0", "2"]
     with loss.watching(teacher, shared) as wanted:
         teacher(images(1, 0)[0][0])
-    assert float(loss.feature_distance(wanted, wanted, shared)) == 0.0
+    assert loss.feature_distance(wanted, wanted, shared).item() == 0.0
 
 
 def test_a_view_of_a_feature_map_keeps_its_layout() -> None:
