@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from edgebuild.vocabulary.target import Budget
 
 HERE = Path(__file__).parent
 WORKLOADS = ("vehicles", "solar_cells", "sentences", "pneumonia", "pedestrians")
-DROP = 0.01
+DROP = "1 %"
 RESULTS = HERE.parent / "results" / "search.json"
 
 
@@ -63,7 +62,7 @@ def _options() -> argparse.Namespace:
 
 def _compare(name: str, options: argparse.Namespace, folder: Path, progress: Progress) -> None:
     workload = load_workload(str(HERE.parent / f"{name}.py"))
-    cache, budget = Cache(default_root()), Budget(accuracy_drop=DROP)
+    cache, budget = Cache(default_root()), Budget.parse(accuracy_drop=DROP)
     with catalog.device("local") as device:
         case = open_case(workload, load_target("host"), budget, cache, progress)
         pieces = Pieces(folder, name)
@@ -71,13 +70,9 @@ def _compare(name: str, options: argparse.Namespace, folder: Path, progress: Pro
         for system in wanted:
             for seed in range(options.seeds if is_seeded(system) else 1):
                 progress.say(f"{name}, {system}, seed {seed}")
-                pieces.fill(
-                    system,
-                    seed,
-                    lambda system=system, seed=seed: rows_of(
-                        *(case, system, seed, options.minutes, device, progress)
-                    ),
-                )
+                if not pieces.has(system, seed):
+                    rows = rows_of(case, system, seed, options.minutes, device, progress)
+                    pieces.write(system, seed, rows)
 
 
 @dataclass(frozen=True)
@@ -87,13 +82,17 @@ class Pieces:
     folder: Path
     workload: str
 
-    def fill(self, system: str, seed: int, make: Callable[[], list[Row]]) -> None:
-        path = self.folder / f"{self.workload}-{system}-{seed}.json"
-        if not path.exists():
-            part = path.with_suffix(".part")
-            rows = [{"workload": self.workload, **row} for row in make()]
-            part.write_text(json.dumps(rows))
-            os.replace(part, path)
+    def has(self, system: str, seed: int) -> bool:
+        return self._path(system, seed).exists()
+
+    def write(self, system: str, seed: int, rows: list[Row]) -> None:
+        path = self._path(system, seed)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps([{"workload": self.workload, **row} for row in rows]))
+        os.replace(part, path)
+
+    def _path(self, system: str, seed: int) -> Path:
+        return self.folder / f"{self.workload}-{system}-{seed}.json"
 
 
 def _write_results(folder: Path) -> None:

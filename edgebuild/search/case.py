@@ -127,7 +127,8 @@ def open_case(
             stored[name] = store_split(split, workload.example, name, cache)
             step.advance()
     _refuse_shared_samples(stored)
-    return Case(workload, program, target=target, budget=budget, cache=cache, **stored)
+    calibration, validation, test = (stored[name] for name in splits)
+    return Case(workload, program, calibration, validation, test, target, budget, cache)
 
 
 def _refuse_shared_samples(splits: Mapping[str, StoredSamples]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -175,7 +175,8 @@ class Rounds:
         if left <= 0 or is_enough or self._stands_still():
             return
         survey = self.prepare()
-        found, training = self.found, self.training(left)
+        found = self.found
+        training = replace(self.training(left), roundings=survey.roundings)
         limits = _limits(self.case, found)
         if any(attempt.proposal.latency > 0 for attempt in found.attempts):
             proposals = next_shapes(found.attempts, found.menus, limits, training, found.beliefs)

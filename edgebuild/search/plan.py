@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -220,7 +220,7 @@ class _Program:
             path: max(columns, key=lambda precision: x[columns[precision]])
             for path, columns in self._precisions.items()
         }
-        losses = Counter[str]()
+        losses: dict[str, float] = defaultdict(float)
         for weighed in taken:
             losses[weighed.offer.choice.method] += weighed.loss
         for path, precision in precisions.items():
@@ -231,7 +231,7 @@ class _Program:
             latency=Seconds(float(self.seconds @ x) + self._menu.fixed),
             storage=Bytes(round(float(self._bytes @ x))),
             memory=Bytes(round(float(self._bytes @ x) + self._most_activations(x))),
-            losses=losses,
+            losses=dict(losses),
         )
 
     def _most_activations(self, x: np.ndarray) -> float:
@@ -334,7 +334,7 @@ class _Program:
             {c: 1.0 for p, c in self._precisions[path].items() if p in STATIC}
             for path in (before, after)
         ]
-        if sides[0] == sides[1] == {} or self._menu.conversion == 0:
+        if not (sides[0] or sides[1]) or not self._menu.conversion > 0:
             return
         shape = self._menu.layers[after][0]
         elements = shape.inputs * math.prod(shape.extent)

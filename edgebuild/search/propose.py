@@ -56,12 +56,14 @@ class Attempt:
 class Training:
     """How networks recover: in how many steps first and at most, and from which seed.
 
-    `first` is 0 where nothing may be trained.
+    `first` is 0 where nothing may be trained. `roundings` are the ways to round more finely than
+    to the nearest that make sense for the network, best first.
     """
 
     first: int
     most: int
     seed: int = 0
+    roundings: tuple[Choice, ...] = ()
 
     def choice(self, steps: int, grid: str = "") -> Choice:
         qat = f", qat {grid}" if grid else ""
@@ -157,18 +159,31 @@ def _longer(attempt: Attempt, training: Training) -> Iterator[Proposal]:
 def _finer(attempt: Attempt, attempts: Sequence[Attempt], training: Training) -> Iterator[Proposal]:
     """Better rounding, and training on the integer grid, where quantization has cost score."""
     proposal = attempt.proposal
-    integer = [p for p in proposal.precisions.values() if p.is_integer]
-    floats = [a.trial.score for a in attempts if _same_float(a.proposal, proposal)]
-    if not integer or max(floats, default=math.inf) - attempt.trial.score < WORTH_ROUNDING:
+    integer = {precision for precision in proposal.precisions.values() if precision.is_integer}
+    best = max(one.trial.score for one in attempts)
+    floats = [one.trial.score for one in attempts if _same_float(one.proposal, proposal)]
+    if not integer or max(floats, default=best) - attempt.trial.score < WORTH_ROUNDING:
         return
-    if not any(choice.method == "round" for _, choice in proposal.reshaped):
-        rounded = Choice("round", "equalize, bias-correction")
-        yield named(replace(proposal, reshaped=(*proposal.reshaped, (NETWORK, rounded))))
+    grid = "int4" if Precision.INT4_WEIGHTS in integer else "int8"
+    tried = {c for one in attempts for c in _roundings(one.proposal, proposal)}
+    for rounding in training.roundings:
+        if rounding not in tried and rounding.option.endswith("int4") == (grid == "int4"):
+            shape = tuple((part, c) for part, c in proposal.reshaped if c.method != "round")
+            yield named(replace(proposal, reshaped=(*shape, (NETWORK, rounding))))
+            break
     steps = _steps(proposal) or training.first
-    if steps and "qat" not in dict(_trainings(proposal)).get("distill", ""):
-        grid = "int4" if Precision.INT4_WEIGHTS in integer else "int8"
+    if steps and not any("qat" in option for option in _trainings(proposal)):
         choice = training.choice(steps, grid)
         yield named(replace(proposal, reshaped=_with(proposal.reshaped, choice)))
+
+
+def _roundings(other: Proposal, proposal: Proposal) -> Iterator[Choice]:
+    """How another proposal rounds, if that is all that it does otherwise."""
+    own, others = (
+        {place for place in one.reshaped if place[1].method != "round"} for one in (proposal, other)
+    )
+    if own == others and other.format == proposal.format:
+        yield from (choice for _, choice in other.reshaped if choice.method == "round")
 
 
 def _same_float(other: Proposal, proposal: Proposal) -> bool:
@@ -178,15 +193,15 @@ def _same_float(other: Proposal, proposal: Proposal) -> bool:
     )
 
 
-def _trainings(proposal: Proposal) -> Iterator[tuple[str, str]]:
+def _trainings(proposal: Proposal) -> Iterator[str]:
     for _, choice in proposal.reshaped:
         if choice.method == "distill":
-            yield choice.method, choice.option
+            yield choice.option
 
 
 def _steps(proposal: Proposal) -> int:
     """The steps that it was trained for."""
-    return next((int(option.split()[0]) for _, option in _trainings(proposal)), 0)
+    return next((int(option.split()[0]) for option in _trainings(proposal)), 0)
 
 
 def _with(shape: Shape, choice: Choice) -> Shape:

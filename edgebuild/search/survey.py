@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from edgebuild.search.score import divergence
 from edgebuild.search.sensitivity import Losses, sensitivity
 from edgebuild.vocabulary.contracts import Progress, Stage
 from edgebuild.vocabulary.errors import MethodFailed, told
-from edgebuild.vocabulary.offer import LayerShape, Offer, Part, PartKind
+from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, PartKind
 from edgebuild.vocabulary.target import RuntimeFacts
 
 SAMPLES = 16
@@ -33,6 +34,7 @@ MEASURED_SIZES = 2
 # Losses grow about with the square of what is taken away, where only one was measured.
 EXPONENT = 2.0
 NO_LOSS = 1e-9
+NUMBERS = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Survey:
         offers: what can be picked part by part, with the losses.
         students: smaller networks of the same architecture; their losses are known only after
             training.
+        roundings: finer ways to round the whole network.
         sensitivity: what each layer loses in each integer precision.
         dropped: offers that could not be carried out, with the reasons.
     """
@@ -51,6 +54,7 @@ class Survey:
     layers: Mapping[str, LayerShape]
     offers: tuple[Weighed, ...]
     students: tuple[Offer, ...]
+    roundings: tuple[Choice, ...]
     sensitivity: Losses
     dropped: Mapping[str, str]
 
@@ -80,6 +84,7 @@ def survey(
         layers=layer_shapes(case.program),
         offers=tuple(weighed),
         students=tuple(offer for offer in offers if offer.part.kind is PartKind.NETWORK),
+        roundings=tuple(_roundings(case, families, runtime)),
         sensitivity=sensitivity(case, progress),
         dropped=dropped,
     )
@@ -102,16 +107,25 @@ def _offers(
     return offers, dropped
 
 
-def _weighed(case: Case, offers: Sequence[Offer]) -> list[Weighed]:
-    """The offers of one part with their losses, a few measured and the others interpolated."""
+def _roundings(case: Case, families: Sequence[str], runtime: RuntimeFacts) -> Iterator[Choice]:
+    for name in families:
+        if name != catalog.QUANTIZE and catalog.method(name).stage is Stage.ROUND:
+            yield from (offer.choice for offer in catalog.method(name).offers(case.lesson, runtime))
+
+
+def _weighed(case: Case, offers: Sequence[Offer]) -> Iterator[Weighed]:
+    """The offers of one part with their losses: of each form a few measured, others between."""
     layers = layer_shapes(case.program)
-    taken = np.log([max(_taken_away(offer, layers), 1e-6) for offer in offers])
-    chosen = _spread(len(offers), MEASURED_SIZES, np.argsort(taken))
-    known = {index: math.log(_loss(case, offers[index])) for index in chosen}
-    return [
-        Weighed(offer, math.exp(_interpolated(taken[index], taken, known)))
-        for index, offer in enumerate(offers)
-    ]
+    forms: dict[str, list[Offer]] = {}
+    for offer in offers:
+        # "tucker 8 x 24" and "spatial 16" lose differently at the same size.
+        forms.setdefault(NUMBERS.sub("", offer.choice.option), []).append(offer)
+    for form in forms.values():
+        taken = np.log([max(_taken_away(offer, layers), 1e-6) for offer in form])
+        chosen = _spread(len(form), MEASURED_SIZES, np.argsort(taken))
+        known = {index: math.log(_loss(case, form[index])) for index in chosen}
+        for index, offer in enumerate(form):
+            yield Weighed(offer, math.exp(_interpolated(taken[index], taken, known)))
 
 
 def _spread(count: int, wanted: int, order: np.ndarray) -> list[int]:
@@ -121,7 +135,7 @@ def _spread(count: int, wanted: int, order: np.ndarray) -> list[int]:
 
 
 def _interpolated(at: float, taken: np.ndarray, known: Mapping[int, float]) -> float:
-    points = sorted((taken[index], loss) for index, loss in known.items())
+    points = sorted((float(taken[index]), loss) for index, loss in known.items())
     if len(points) == 1 or points[-1][0] - points[0][0] < 1e-9:
         return points[0][1] + EXPONENT * (at - points[0][0])
     (x0, y0), (x1, y1) = points[0], points[-1]
