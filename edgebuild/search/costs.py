@@ -14,7 +14,7 @@ from scipy.optimize import nnls
 
 from edgebuild import catalog
 from edgebuild.cache import Cache, digest, this_machine
-from edgebuild.search.layers import layer_runs, resized
+from edgebuild.search.layers import layer_runs, resized, weights
 from edgebuild.search.probe_network import NOTHING, Timing, time_layers
 from edgebuild.vocabulary.artifact import KernelRun
 from edgebuild.vocabulary.contracts import Progress
@@ -26,8 +26,9 @@ from edgebuild.vocabulary.units import Seconds
 
 # A layer, and what it is computed in.
 Place = tuple[LayerShape, Precision]
-# More layers in one network make the converters slow and their files large.
+# More in one network makes the converters slow, and needs several times its numbers in memory.
 LAYERS_AT_ONCE = 150
+NUMBERS_AT_ONCE = 50_000_000
 WIDTHS = (1.0, 0.5, 0.25)
 TIMING = TypeAdapter(Timing)
 # The runtimes' clocks tick in microseconds: nothing shorter is told apart.
@@ -112,10 +113,21 @@ def _write(path: Path, timing: Timing) -> None:
 
 
 def _batches(places: Sequence[Place]) -> Iterator[tuple[list[LayerShape], Precision]]:
+    """Layers of one precision, as many as go into one network."""
     for precision in dict.fromkeys(precision for _, precision in places):
-        shapes = [shape for shape, chosen in places if chosen is precision]
-        for start in range(0, len(shapes), LAYERS_AT_ONCE):
-            yield shapes[start : start + LAYERS_AT_ONCE], precision
+        batch: list[LayerShape] = []
+        for shape in (shape for shape, chosen in places if chosen is precision):
+            numbers = sum(map(_numbers, [*batch, shape]))
+            if len(batch) == LAYERS_AT_ONCE or (batch and numbers > NUMBERS_AT_ONCE):
+                yield batch, precision
+                batch = []
+            batch.append(shape)
+        yield batch, precision
+
+
+def _numbers(shape: LayerShape) -> int:
+    """About how many a layer holds, reads and writes."""
+    return weights(shape) + (shape.inputs + shape.outputs) * math.prod(shape.extent)
 
 
 def family_grid(shape: LayerShape, channel_multiple: int) -> list[LayerShape]:

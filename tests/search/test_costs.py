@@ -219,6 +219,16 @@ def test_a_network_holds_no_more_layers_than_converters_like(
     assert list(found) == places
 
 
+def test_a_network_holds_no_more_numbers_than_memory_does(
+    batches: list[list[LayerShape]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(costs_module, "NUMBERS_AT_ONCE", 10_000)
+    wide, narrow = [linear(100, width, tokens=1) for width in (200, 90)], linear(4, 4)
+    places = [(shape, FP32) for shape in (*wide, narrow)]
+    measure_costs(places, "onnx", RUNTIMES["onnx"], Cache(tmp_path), Silence())
+    assert batches == [[wide[0]], [wide[1], narrow]]
+
+
 def test_what_the_format_refuses_or_the_profile_does_not_name_has_no_cost(
     batches: list[list[LayerShape]], tmp_path: Path
 ) -> None:
