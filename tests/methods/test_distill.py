@@ -45,6 +45,15 @@ from edgebuild.vocabulary.target import Activations, RuntimeFacts
 QUICK = Distill(learning_rate=1e-2, looks=3)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Several threads that wait for each other over tiny networks take longer on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def trained(
     student: nn.Module,
     given_workload: Workload,
