@@ -21,7 +21,14 @@ from edgebuild.search.make import Made, make
 from edgebuild.search.measure import measure
 from edgebuild.search.menus import menus
 from edgebuild.search.plan import Limits, Menu, plan
-from edgebuild.search.propose import Attempt, Proposal, Training, first_shapes, next_shapes
+from edgebuild.search.propose import (
+    Attempt,
+    Proposal,
+    Training,
+    first_shapes,
+    next_shapes,
+    steps_of,
+)
 from edgebuild.search.reshape import reshaped_program
 from edgebuild.search.sensitivity import sensitivity
 from edgebuild.search.survey import Survey, survey
@@ -84,6 +91,7 @@ class Found:
                         speed(attempt.trial),
                         proposal.losses,
                         figures["divergence"].value,
+                        steps_of(proposal),
                     ),
                 )
 

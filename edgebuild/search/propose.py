@@ -150,7 +150,7 @@ def _realized(
 
 def _longer(attempt: Attempt, training: Training) -> Iterator[Proposal]:
     """The same network after more steps."""
-    steps = _steps(attempt.proposal)
+    steps = steps_of(attempt.proposal)
     if steps and steps < training.most:
         choice = training.choice(steps * LONGER)
         yield named(replace(attempt.proposal, reshaped=_with(attempt.proposal.reshaped, choice)))
@@ -171,7 +171,7 @@ def _finer(attempt: Attempt, attempts: Sequence[Attempt], training: Training) ->
             shape = tuple((part, c) for part, c in proposal.reshaped if c.method != "round")
             yield named(replace(proposal, reshaped=(*shape, (NETWORK, rounding))))
             break
-    steps = _steps(proposal) or training.first
+    steps = steps_of(proposal) or training.first
     if steps and not any("qat" in option for option in _trainings(proposal)):
         choice = training.choice(steps, grid)
         yield named(replace(proposal, reshaped=_with(proposal.reshaped, choice)))
@@ -199,8 +199,8 @@ def _trainings(proposal: Proposal) -> Iterator[str]:
             yield choice.option
 
 
-def _steps(proposal: Proposal) -> int:
-    """The steps that it was trained for."""
+def steps_of(proposal: Proposal) -> int:
+    """The steps that a proposal's network is trained for; 0 where it is not."""
     return next((int(option.split()[0]) for option in _trainings(proposal)), 0)
 
 

@@ -10,9 +10,13 @@ from edgebuild.search.learn import RECOVERED, Beliefs, Observation, learn
 
 
 def seen(
-    losses: dict[str, float], loss: float, planned: float = 1.0, taken: float = 1.0
+    losses: dict[str, float],
+    loss: float,
+    planned: float = 1.0,
+    taken: float = 1.0,
+    steps: int = 0,
 ) -> Observation:
-    return Observation("onnx", planned, taken, losses, loss)
+    return Observation("onnx", planned, taken, losses, loss, steps)
 
 
 def test_before_anything_is_measured_recovery_is_expected_to_help() -> None:
@@ -37,6 +41,20 @@ def test_the_factors_of_families_are_found_again(prune: float, quantize: float) 
     beliefs = learn(observations)
     assert beliefs.weight("prune") == pytest.approx(prune, rel=0.4)
     assert beliefs.weight("quantize") == pytest.approx(quantize, rel=0.4)
+
+
+def test_how_fast_training_recovers_is_found_again() -> None:
+    observations = [
+        seen({"prune": p}, 0.1 * p * (steps / 50) ** -1.5, steps=steps)
+        for p in (0.5, 1.0, 2.0)
+        for steps in (50, 100, 200, 400, 800)
+    ]
+    assert learn(observations).recovery == pytest.approx(1.5, rel=0.15)
+
+
+def test_training_recovers_nothing_of_quantization() -> None:
+    beliefs = Beliefs(recovery=1.0)
+    assert beliefs.predicted_loss(seen({"quantize": 0.2}, 0.0, steps=800)) == 0.2
 
 
 def test_one_candidate_that_broke_down_does_not_decide() -> None:
