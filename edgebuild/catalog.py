@@ -10,7 +10,6 @@ from typing import Any
 from edgebuild.vocabulary.contracts import Device, Exporter, Method, Precisions, Runtime
 from edgebuild.vocabulary.errors import InputError, did_you_mean
 
-
 # The method that changes no network: it says which precisions a layer may have.
 QUANTIZE = "quantize"
 

@@ -70,8 +70,13 @@ def _compare(name: str, options: argparse.Namespace, folder: Path, progress: Pro
         for system in wanted:
             for seed in range(options.seeds if is_seeded(system) else 1):
                 progress.say(f"{name}, {system}, seed {seed}")
-                if not pieces.has(system, seed):
+                if pieces.has(system, seed):
+                    continue
+                try:
                     rows = rows_of(case, system, seed, options.minutes, device, progress)
+                except EdgebuildError as error:
+                    progress.say(f"[yellow]{name}, {system} is left out: {error}")
+                else:
                     pieces.write(system, seed, rows)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_quantizer import quantizer, recipe
+from ai_edge_quantizer import qtyping, quantizer, recipe
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
 from edgebuild.samples import StoredSamples
@@ -39,6 +39,9 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 def _tflite(whole: Artifact, samples: StoredSamples, path: Path) -> None:
     worker = quantizer.Quantizer(str(whole.path), recipe.static_wi8_ai8())
+    # Else inputs and outputs become integers too, and nobody's program fits the file any more.
+    for border in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+        worker.update_quantization_recipe(".*", border, algorithm_key="no_quantize")
     signatures = dict(_signatures(whole, samples))
     worker.quantize(worker.calibrate(signatures)).export_model(str(path))
 

@@ -144,7 +144,7 @@ class Rounds:
         """Repeats what an earlier run of the same search has decided, and goes on from there."""
         journal = Journal(self._folder() / "rounds.json")
         rounds = list(journal.read())
-        left = self.wishes.seconds or PATIENCE
+        left = PATIENCE if self.wishes.seconds is None else self.wishes.seconds
         for known in rounds:
             left -= known.seconds or 0.0
             if known.seconds is not None:
@@ -154,7 +154,7 @@ class Rounds:
         deadline = time.monotonic() + left
         while True:
             if not rounds or rounds[-1].seconds is not None:
-                proposals = self._propose(deadline)
+                proposals = self.propose(deadline)
                 rounds.append(Round(tuple(proposals)))
                 journal.write(rounds)
             begun = time.monotonic()
@@ -176,7 +176,7 @@ class Rounds:
         key = digest(data, case.scoring, wishes, target, budget, place)
         return case.cache.scratch("search", key)
 
-    def _propose(self, deadline: float) -> Iterator[Proposal]:
+    def propose(self, deadline: float) -> Iterator[Proposal]:
         """What to try next; nothing where the search has done what it can."""
         left = deadline - time.monotonic()
         is_enough = self.wishes.seconds is None and _is_enough(self.found.trials)

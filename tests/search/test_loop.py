@@ -1,0 +1,179 @@
+"""The loop tries, learns and stops; cut off anywhere, it goes on and comes to the same."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import small_build
+import torch
+
+from edgebuild import cache as cache_module
+from edgebuild import catalog
+from edgebuild.cache import Cache
+from edgebuild.inputs.target_file import load_target
+from edgebuild.search import loop, measure, propose, reshape
+from edgebuild.search.case import Case
+from edgebuild.search.loop import Found, Wishes, search
+from edgebuild.vocabulary.offer import NETWORK, Choice, Part, PartKind
+from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.silence import Silence
+from edgebuild.vocabulary.workload import Workload
+
+METHODS = ("prune", "distill", "quantize")
+PRUNED = (Part("0", PartKind.CHANNELS), Choice("prune", "keep 4 of 8"))
+TRAINED = (NETWORK, Choice("distill", "3 steps, seed 0"))
+
+
+@pytest.fixture(autouse=True)
+def _short_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SEARCHING", replace(measure.SEARCHING, seconds=0.0, count=8))
+    monkeypatch.setattr(loop, "STEPS", (2, 4))
+    monkeypatch.setattr(propose, "FIRST_PLACES", (0.3,))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+def case_of(cache: Cache, workload: Workload | None = None) -> Case:
+    target = load_target("host")
+    runtimes = [replace(runtime, channel_multiple=4) for runtime in target.runtimes]
+    return small_build.case_of(
+        workload or small_build.workload(), cache, replace(target, runtimes=tuple(runtimes))
+    )
+
+
+def searched(case: Case, seconds: float | None = 15.0) -> Found:
+    precisions = (Precision.FP32, Precision.INT8_STATIC)
+    wishes = Wishes(("onnx",), precisions, METHODS, seconds)
+    with catalog.device("local") as device:
+        return search(case, wishes, device, Silence())
+
+
+def names(found: Found) -> list[str]:
+    return [attempt.proposal.name for attempt in found.attempts]
+
+
+def test_networks_are_pruned_trained_and_quantized_and_the_same_search_repeats_itself(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = searched(case_of(cache))
+    tried = " ".join(names(first))
+    assert "prune" in tried
+    assert "distill" in tried
+    assert "int8-static" in tried
+    assert any(trial.recipe.reshaped and not trial.failure for trial in first.trials)
+
+    # Nothing is decided, trained or exported a second time.
+    monkeypatch.setattr(loop.Rounds, "propose", small_build.failing(AssertionError("decides")))
+    trains = small_build.failing(AssertionError("trains"))
+    monkeypatch.setattr("edgebuild.methods.distill.Distill.apply", trains)
+    exports = small_build.failing(AssertionError("exports"))
+    monkeypatch.setattr("edgebuild.exporters.onnx.Onnx.export", exports)
+    again = searched(case_of(cache))
+    assert names(again) == names(first)
+    assert [t.score for t in again.trials] == [t.score for t in first.trials]
+
+
+def test_a_search_that_was_cut_off_goes_on(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = names(searched(case_of(Cache(cache.root / "whole"))))
+    with monkeypatch.context() as patch:
+        real, calls = loop.make, []
+
+        def cut_off(*args: object) -> object:
+            calls.append(args)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return real(*args)  # type: ignore[arg-type]
+
+        patch.setattr(loop, "make", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            searched(case_of(cache))
+    # What was decided before is not decided again, but tried; and the networks are there.
+    patched = small_build.failing(AssertionError("surveys"))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "first_shapes", patched)
+        found = searched(case_of(cache))
+    assert len(found.attempts) > 2
+    assert names(found)[:2] == whole[:2]
+
+
+def test_when_the_time_is_up_the_best_so_far_is_there(cache: Cache) -> None:
+    found = searched(case_of(cache), seconds=0.0)
+    assert found.trials
+    assert all(not trial.recipe.reshaped for trial in found.trials)
+
+
+def test_without_a_time_the_search_ends_when_the_budget_is_kept(cache: Cache) -> None:
+    found = searched(case_of(cache), seconds=None)
+    assert all(not trial.recipe.reshaped for trial in found.trials)
+
+
+# ---- nothing stale is ever met
+
+
+def changed_weight(workload: Workload) -> Workload:
+    with torch.no_grad():
+        next(workload.network.parameters()).view(-1)[0] += 1e-3
+    return workload
+
+
+def changed_data(workload: Workload) -> Workload:
+    return replace(workload, calibration=small_build.images(16, seed=7))
+
+
+def changed_validation(workload: Workload) -> Workload:
+    return replace(workload, validation=small_build.images(24, seed=8))
+
+
+def changed_score(workload: Workload) -> Workload:
+    return replace(workload, score=lambda outputs, labels: float(outputs.max()))
+
+
+@pytest.mark.parametrize(
+    "change", [changed_weight, changed_data, changed_validation, changed_score]
+)
+def test_a_change_of_the_workload_trains_anew(
+    change: Callable[[Workload], Workload], cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(case_of(cache))
+    monkeypatch.setattr("edgebuild.methods.distill.train", small_build.failing(RuntimeError("new")))
+    trained(case_of(cache))
+    with pytest.raises(RuntimeError, match="new"):
+        trained(case_of(cache, change(small_build.workload())))
+
+
+def test_another_option_trains_anew(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = case_of(cache)
+    trained(case)
+    monkeypatch.setattr("edgebuild.methods.distill.train", small_build.failing(RuntimeError("new")))
+    other = (NETWORK, Choice("distill", "3 steps, seed 1"))
+    with pytest.raises(RuntimeError, match="new"):
+        reshape.reshaped_network(case, [PRUNED, other], Silence())
+
+
+def test_another_release_of_a_library_trains_anew(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case_of(cache)
+    trained(case)
+    monkeypatch.setattr("edgebuild.methods.distill.train", small_build.failing(RuntimeError("new")))
+    real = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "9" if name == "torch" else real(name)
+    )
+    cache_module.toolchain.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match="new"):
+            trained(case)
+    finally:
+        cache_module.toolchain.cache_clear()
+
+
+def trained(case: Case) -> None:
+    reshape.reshaped_network(case, [PRUNED, TRAINED], Silence())
