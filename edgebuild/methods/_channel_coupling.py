@@ -28,6 +28,7 @@ from edgebuild.methods._channel_layers import (
     size_of,
 )
 from edgebuild.methods._channel_runs import Inputs, run
+from edgebuild.vocabulary.errors import told
 
 # How attention modules call the number of their heads.
 HEAD_COUNTS = (
@@ -71,6 +72,9 @@ def find_coupled(
             found[path] = reading.hypotheses(trial)
         except Unfit as error:
             declined[path] = str(error)
+        except Exception as error:
+            # One group that torch-pruning fails at is no reason to lose the others.
+            declined[path] = told(error)
     return {path: found[path] for path in sorted(found, key=order.__getitem__)}, declined
 
 

@@ -76,7 +76,9 @@ class Proof:
         """The blocks that can be skipped together, whatever the groups lose; why others cannot."""
 
         def refusal(chosen: Sequence[Block]) -> str:
-            return self._refusal(groups, chosen)
+            # Of a block that is skipped, nothing inside can be seen to work without its parts.
+            reasons = (self._refusal(groups, level) for level in _levels(chosen))
+            return next(filter(None, reasons), "")
 
         proven, refused = _select([], blocks, refusal)
         return proven, {block.path: reason for block, reason in refused}
@@ -156,6 +158,15 @@ def _select(
     first, refused = _select(proven, candidates[:half], refusal)
     second, others = _select(first, candidates[half:], refusal, "" if refused else reason)
     return second, refused + others
+
+
+def _levels(blocks: Sequence[Block]) -> list[list[Block]]:
+    """The blocks that are in no other one, those that are in one, and so on."""
+    levels: dict[int, list[Block]] = {}
+    for block in blocks:
+        around = sum(block.path.startswith(f"{other.path}.") for other in blocks)
+        levels.setdefault(around, []).append(block)
+    return list(levels.values())
 
 
 def _precise(network: nn.Module, samples: Inputs) -> tuple[nn.Module, Inputs]:

@@ -6,9 +6,11 @@ import copy
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+import torch_pruning as tp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_build import workload_of
@@ -94,6 +96,17 @@ class Attention(nn.Module):
         query, key, value = self.cut(self.qkv(tokens), self.num_heads)
         mixed = functional.scaled_dot_product_attention(query, key, value)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class Pair(nn.Module):
+    """A layer and its activation, without a shortcut around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.inner(value).relu()  # type: ignore[no-any-return]
 
 
 def _unbound(packed: Tensor, heads: int) -> list[Tensor]:
@@ -322,6 +335,31 @@ def test_a_network_that_cannot_be_traced_offers_nothing_and_says_why() -> None:
         Prune().apply(workload.network, {_channels("x"): _keep("1 of 4")}, workload)
 
 
+def test_a_group_that_cannot_be_followed_does_not_keep_others_from_being_offered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    follow = tp.DependencyGraph.get_pruning_group
+
+    def failing(graph: Any, module: nn.Module, *rest: Any) -> Any:
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.out_channels == 4:
+            raise IndexError("lost the way")
+        return follow(graph, module, *rest)
+
+    monkeypatch.setattr(tp.DependencyGraph, "get_pruning_group", failing)
+    workload = _joined()
+    assert _parts(workload) == {"stem", "body.0", "join"}
+    assert Prune().declined(workload)["side"] == "IndexError: lost the way"
+
+
+def test_couplings_without_an_end_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgetful(tp.dependency.group.Group):  # type: ignore[misc]
+        def has_pruning_op(self, dep: Any, idxs: Any) -> bool:
+            return False
+
+    monkeypatch.setattr(tp.dependency.group, "Group", Forgetful)
+    assert Prune().declined(_joined())["stem"] == "its couplings have no end"
+
+
 @pytest.mark.parametrize(
     "mixed",
     [
@@ -415,17 +453,16 @@ def test_blocks_with_a_shortcut_can_be_skipped() -> None:
 
 
 def test_layers_in_a_row_without_a_shortcut_are_no_block() -> None:
-    class Pair(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(8, 8)
-
-        def forward(self, value: Tensor) -> Tensor:
-            return self.inner(value).relu()  # type: ignore[no-any-return]
-
     network = nn.Sequential(nn.Linear(4, 8), Pair(), Pair(), nn.Linear(8, 2))
     kinds = {offer.part.kind for offer in _offers(_workload(network, torch.zeros(1, 4)))}
     assert kinds == {PartKind.CHANNELS}
+
+
+def test_layers_in_a_row_inside_of_a_block_are_none_either() -> None:
+    block = Residual(nn.Sequential(nn.Linear(32, 8), Pair(), nn.Linear(8, 32)))
+    network = nn.Sequential(nn.Linear(32, 32), block, nn.Linear(32, 2))
+    blocks = [o.part for o in _offers(_workload(network, TOKENS)) if o.part.kind is PartKind.BLOCK]
+    assert blocks == [_block("1")]
 
 
 def test_a_block_that_is_called_with_a_mask_answers_with_its_first_argument() -> None:
