@@ -31,7 +31,8 @@ def weights_of_sites(model: onnx.ModelProto, program: Program) -> Weights:
     matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) >= 2}
     found: dict[str, tuple[Site, tuple[str, ...]]] = {}
     for node in model.graph.node:
-        for name in matrices.intersection(node.input):
+        # The fourth input of a recurrent layer is its biases, as a matrix.
+        for name in matrices.intersection(node.input[:3]):
             # A merged weight bears one layer's name; the operator knows whose it is here.
             site = by_operator.get(_captured_operator(node)) or program.weights.get(name)
             if site is not None:

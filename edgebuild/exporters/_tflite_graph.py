@@ -179,6 +179,8 @@ class Graph:
             return Precision.INT4_WEIGHTS
         if stored == _TYPE.INT8 and activation == _TYPE.INT8:
             return Precision.INT8_STATIC
+        if stored == _TYPE.INT8 and activation == _TYPE.INT16:
+            return Precision.INT16_ACTIVATIONS
         return Precision.INT8_DYNAMIC if stored == _TYPE.INT8 else f"TFLite type {stored}"
 
     def named_inputs(self, row: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

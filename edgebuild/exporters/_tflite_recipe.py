@@ -49,6 +49,8 @@ def _add_rule(worker: Any, precision: Precision, scopes: str, operation: Any) ->
         )
     elif precision is Precision.INT8_STATIC:
         worker.add_static_config(scopes, operation, activation_num_bits=8, weight_num_bits=8)
+    elif precision is Precision.INT16_ACTIVATIONS:
+        worker.add_static_config(scopes, operation, activation_num_bits=16, weight_num_bits=8)
     elif precision is Precision.INT8_DYNAMIC:
         worker.add_dynamic_config(scopes, operation, num_bits=8)
     elif precision is Precision.INT4_WEIGHTS:
@@ -67,8 +69,8 @@ def _assignments(
             assigned[precision].append(operator)
     # A state that is rounded at every step drifts, so nothing at a recurrent layer is glue.
     calm = [o for o in graph.weighted if kinds.get(o.site) is not LayerKind.RECURRENT]
-    static = assigned[Precision.INT8_STATIC]
-    static += _integer_glue(graph, calm, static)
+    for precision in (Precision.INT8_STATIC, Precision.INT16_ACTIVATIONS):
+        assigned[precision] += _integer_glue(graph, calm, assigned[precision])
     return assigned
 
 

@@ -12,13 +12,7 @@ import numpy as np
 import onnx
 import torch
 from onnxruntime import InferenceSession
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantFormat,
-    QuantType,
-    quantize_dynamic,
-    quantize_static,
-)
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from edgebuild.cache import Cache, default_root, digest
@@ -27,26 +21,28 @@ from edgebuild.exporters._onnx_graph import (
     Weights,
     forget_origins,
     gemm_to_matmul,
-    integer_neighbors,
     separate_weights,
     weights_of_sites,
+)
+from edgebuild.exporters._onnx_static import (
+    StaticLayers,
+    clip_ranges,
+    find_ranges,
+    is_signed,
+    quantize_layers,
 )
 from edgebuild.exporters._quiet import quiet
 from edgebuild.exporters._refusal import refuse_without_kernel
 from edgebuild.samples import StoredSamples
 from edgebuild.vocabulary.artifact import Artifact
-from edgebuild.vocabulary.errors import NotExportable, ParityLost
-from edgebuild.vocabulary.precision import LayerKind, Precision
+from edgebuild.vocabulary.errors import NotExportable, ParityLost, PrecisionRefused
+from edgebuild.vocabulary.precision import FOUR_BIT_BLOCK, LayerKind, Precision
 from edgebuild.vocabulary.program import Site
 from edgebuild.vocabulary.recipe import Candidate
-from edgebuild.vocabulary.target import Activations
 
 # The oldest opset with four-bit types and blocked dequantization.
 OPSET = 21
-CALIBRATION_SAMPLES = 128
 MISSING_OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([^']*)'")
-# The block that four-bit linear layers share a scale in: 32 is the finest with a fast kernel.
-BLOCK = 32
 # What another order of summation may change, of the largest output.
 REWRITING_LIMIT = 1e-3
 # Computes in int8 inside MatMulNBits; without it the kernel widens to float.
@@ -66,6 +62,9 @@ NO_KERNEL: Mapping[tuple[LayerKind, Precision], str] = {
     (LayerKind.EMBEDDING, Precision.INT8_STATIC): "a look-up computes nothing",
     (LayerKind.EMBEDDING, Precision.INT8_DYNAMIC): "a look-up computes nothing",
     (LayerKind.EMBEDDING, Precision.INT4_WEIGHTS): "a look-up computes nothing",
+    (LayerKind.TRANSPOSED, Precision.INT16_ACTIVATIONS): "ConvTranspose has no integer kernel",
+    (LayerKind.RECURRENT, Precision.INT16_ACTIVATIONS): "GRU and LSTM have no integer kernel",
+    (LayerKind.EMBEDDING, Precision.INT16_ACTIVATIONS): "a look-up computes nothing",
 }
 
 
@@ -92,11 +91,13 @@ class Onnx:
         weights = weights_of_sites(model, candidate.program)
         model = _quantize_four_bit_linear(model, _nodes(weights, precisions, _is_four_bit_linear))
         model = _quantize_dynamic(model, _nodes(weights, precisions, _is_dynamic), folder)
-        static = _nodes(weights, precisions, _is_static)
-        if static:
+        static = _static_layers(weights, precisions)
+        if static.nodes:
             ranges = self._ranges(candidate, source)
-            model = _quantize_static(model, static, candidate, ranges, folder)
+            model = quantize_layers(model, static, candidate, ranges, folder)
         storage.widen_at_load(model, _weights(weights, precisions, Precision.FP16))
+        storage.store_as_fp8(model, _weights(weights, precisions, Precision.FP8_WEIGHTS))
+        storage.store_as_signs(model, _weights(weights, precisions, Precision.BINARY_WEIGHTS))
         forget_origins(model)
         path = folder / f"model{self.suffix}"
         onnx.save(model, path)
@@ -106,9 +107,9 @@ class Onnx:
             runtime=self.runtime,
             inputs=tuple(value.name for value in model.graph.input),
             outputs=tuple(value.name for value in model.graph.output),
-            settings=_settings(candidate, bool(static)),
+            settings=_settings(candidate, static),
             minimum_runtime={"onnxruntime": _oldest_release(precisions)},
-            caveat=SIGNED_CAVEAT if static and _is_signed(candidate) else "",
+            caveat=SIGNED_CAVEAT if static.nodes and is_signed(candidate) else "",
             weights={name: site.path for name, (site, _) in weights.items()},
         )
 
@@ -132,14 +133,17 @@ class Onnx:
     def _ranges(self, candidate: Candidate, source: Path) -> Path:
         """The activations' ranges over the calibration samples, found once for all recipes."""
 
-        def make(folder: Path) -> None:
-            _quantize(
-                onnx.load(source), folder / "unused.onnx", candidate, folder / "ranges.json", {}
-            )
-            (folder / "unused.onnx").unlink()
+        def find(folder: Path) -> None:
+            find_ranges(onnx.load(source), candidate, folder / "ranges.json")
+
+        def clip(folder: Path) -> None:
+            clip_ranges(onnx.load(source), candidate, found, folder / "ranges.json")
 
         key = digest(source.parent.name, candidate.calibration.name, candidate.runtime.activations)
-        return self.cache.entry("onnx-ranges", key, make) / "ranges.json"
+        found = self.cache.entry("onnx-ranges", key, find) / "ranges.json"
+        if not candidate.recipe.clips_activations:
+            return found
+        return self.cache.entry("onnx-clipped-ranges", key, clip) / "ranges.json"
 
 
 def _export_float(candidate: Candidate, path: Path) -> None:
@@ -187,12 +191,36 @@ def _operator_in(error: BaseException) -> str:
     return (named or lines or [type(error).__name__])[0].strip()
 
 
+def _static_layers(weights: Weights, precisions: Mapping[Site, Precision]) -> StaticLayers:
+    """The layers with calibrated activations.
+
+    Raises:
+        PrecisionRefused: activations of eight and of sixteen bits in one file.
+    """
+    eight, wide = (_nodes(weights, precisions, chosen) for chosen in (_is_static, _is_wide))
+    if eight and wide:
+        raise PrecisionRefused(
+            "onnx: int16-activations beside static layers with eight-bit activations; "
+            "choose one of them for the whole network"
+        )
+    four_bit = [
+        name
+        for name in _weights(weights, precisions, Precision.INT4_WEIGHTS)
+        if weights[name][0].kind is not LayerKind.LINEAR
+    ]
+    return StaticLayers(eight or wide, four_bit, has_wide_activations=bool(wide))
+
+
 def _is_static(site: Site, precision: Precision) -> bool:
     four_bit_convolution = precision is Precision.INT4_WEIGHTS and site.kind in (
         LayerKind.CONVOLUTION,
         LayerKind.DEPTHWISE,
     )
     return precision is Precision.INT8_STATIC or four_bit_convolution
+
+
+def _is_wide(site: Site, precision: Precision) -> bool:
+    return precision is Precision.INT16_ACTIVATIONS
 
 
 def _is_dynamic(site: Site, precision: Precision) -> bool:
@@ -249,7 +277,7 @@ def _quantize_four_bit_linear(model: onnx.ModelProto, nodes: list[str]) -> onnx.
     quantizer = MatMulNBitsQuantizer(
         model,
         bits=4,
-        block_size=BLOCK,
+        block_size=FOUR_BIT_BLOCK,
         is_symmetric=True,
         accuracy_level=ACCURACY_LEVEL,
         nodes_to_include=nodes,
@@ -276,64 +304,6 @@ def _quantize_dynamic(model: onnx.ModelProto, nodes: list[str], folder: Path) ->
     return _take(path)
 
 
-def _quantize_static(
-    model: onnx.ModelProto, nodes: list[str], candidate: Candidate, ranges: Path, folder: Path
-) -> onnx.ModelProto:
-    precisions = candidate.recipe.precisions
-    weights = weights_of_sites(model, candidate.program)
-    four_bit = [
-        name
-        for name in _weights(weights, precisions, Precision.INT4_WEIGHTS)
-        if weights[name][0].kind is not LayerKind.LINEAR
-    ]
-    overrides = {name: storage.four_bit_grid(model, name) for name in four_bit}
-    path = folder / "static.onnx"
-    everything = [*nodes, *integer_neighbors(model.graph, nodes)]
-    _quantize(model, path, candidate, ranges, overrides, everything)
-    quantized = _take(path)
-    storage.pack_four_bit(quantized, [f"{name}_quantized" for name in four_bit])
-    return quantized
-
-
-def _quantize(
-    model: onnx.ModelProto,
-    path: Path,
-    candidate: Candidate,
-    ranges: Path,
-    overrides: Mapping[str, object],
-    nodes: list[str] | None = None,
-) -> None:
-    """Inserts QDQ pairs around the given nodes; all, where only the ranges are wanted."""
-    names = [value.name for value in model.graph.input]
-    signed = _is_signed(candidate)
-    with quiet():
-        quantize_static(
-            model,
-            path,
-            _Reader(names, candidate),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_quantize=nodes,
-            calibration_cache_path=ranges,
-            extra_options={"TensorQuantOverrides": dict(overrides)},
-        )
-
-
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Feeds the calibration samples, one by one."""
-
-    def __init__(self, names: list[str], candidate: Candidate) -> None:
-        samples = StoredSamples.open(candidate.calibration)
-        self._rows = samples.rows(CALIBRATION_SAMPLES)
-        self._names = names
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        row = next(self._rows, None)
-        return None if row is None else dict(zip(self._names, row, strict=True))
-
-
 def _take(path: Path) -> onnx.ModelProto:
     """Reads an intermediate model and removes its file."""
     model = onnx.load(path)
@@ -341,17 +311,17 @@ def _take(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _settings(candidate: Candidate, static: bool) -> dict[str, str]:
+def _settings(candidate: Candidate, static: StaticLayers) -> dict[str, str]:
     """What onnxruntime must be told, so that integer layers fuse and float ones stay float."""
-    if not static:
+    if not static.nodes:
         return {}
     # By itself it rounds the weights of a float convolution between integer layers, per tensor.
-    settings = {"optimization.disable_specified_optimizers": "WeightBiasQuantization"}
-    if _is_signed(candidate):
+    switched_off = ["WeightBiasQuantization"]
+    if static.has_wide_activations:
+        # It would multiply in eight bits what was to have sixteen (MatMulNBits for MatMul).
+        switched_off.append("QDQSelectorActionTransformer")
+    settings = {"optimization.disable_specified_optimizers": ";".join(switched_off)}
+    if is_signed(candidate):
         # Signed activations fuse on every CPU only if they are allowed to.
         settings["session.qdqisint8allowed"] = "1"
     return settings
-
-
-def _is_signed(candidate: Candidate) -> bool:
-    return candidate.runtime.activations is Activations.INT8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from ai_edge_quantizer import quantizer
 from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
 from edgebuild.cache import Cache, default_root, digest
+from edgebuild.exporters._clipping import narrowed
 from edgebuild.exporters._quiet import quiet
 from edgebuild.exporters._refusal import refuse_without_kernel
 from edgebuild.exporters._tflite_graph import Graph, flatten_biases, node_names
@@ -41,13 +42,20 @@ NO_KERNEL: Mapping[tuple[LayerKind, Precision], str] = {
     (LayerKind.EMBEDDING, Precision.INT8_STATIC): "a look-up computes nothing",
     (LayerKind.EMBEDDING, Precision.INT8_DYNAMIC): "a look-up computes nothing",
     (LayerKind.EMBEDDING, Precision.INT4_WEIGHTS): "a look-up computes nothing",
+    (LayerKind.RECURRENT, Precision.INT16_ACTIVATIONS): "a state rounded at every step drifts",
+    (LayerKind.EMBEDDING, Precision.INT16_ACTIVATIONS): "a look-up computes nothing",
+}
+NO_STORAGE: Mapping[Precision, str] = {
+    Precision.FP8_WEIGHTS: "LiteRT does not widen eight-bit floats",
+    Precision.BINARY_WEIGHTS: "LiteRT does not widen single bits",
 }
 # Found by running small networks on fifteen releases, 1.0.1 to 2.3.0, on x86. Of ai-edge-litert,
 # every release from 1.4.0 on is right for every precision; 1.1 to 1.3 compute fp16 convolutions as
 # NaN or noise, mostly without a word. tflite-runtime 2.14, the last of its name, is right for fp32,
-# fp16 and static layers, whose integers it rounds in other places; dynamic per-channel layers it
-# computes wrongly and says nothing.
+# fp16 and static layers, whose integers it rounds in other places; dynamic per-channel layers and
+# linear ones with sixteen-bit activations it computes wrongly and says nothing.
 SINCE_DYNAMIC = {"ai-edge-litert": "1.4.0"}
+MODERN = {Precision.INT8_DYNAMIC, Precision.INT4_WEIGHTS, Precision.INT16_ACTIVATIONS}
 SINCE_STATIC = {"ai-edge-litert": "1.4.0", "tflite-runtime": "2.14.0"}
 
 
@@ -61,7 +69,7 @@ class Tflite:
     cache: Cache = field(default_factory=lambda: Cache(default_root()))
 
     def refusal(self, kind: LayerKind, precision: Precision) -> str:
-        return NO_KERNEL.get((kind, precision), "")
+        return NO_STORAGE.get(precision) or NO_KERNEL.get((kind, precision), "")
 
     def export(self, candidate: Candidate, folder: Path) -> Artifact:
         refuse_without_kernel(self, candidate.recipe.precisions)
@@ -79,7 +87,7 @@ class Tflite:
                 path.write_bytes(source.read_bytes())
         finished = Graph.read(path, candidate.program)
         _refuse_other_precisions(graph, finished, wanted)
-        modern = {Precision.INT8_DYNAMIC, Precision.INT4_WEIGHTS} & set(wanted.values())
+        modern = MODERN & set(wanted.values())
         return Artifact(
             path=path,
             format=self.format,
@@ -103,18 +111,17 @@ class Tflite:
     def _ranges(self, candidate: Candidate, source: Path) -> Ranges:
         """The tensors' ranges over the calibration samples, found once for all recipes."""
 
-        def make(folder: Path) -> None:
-            found = _calibrated(candidate, source)
-            arrays = {f"{key} {name}": v for name, seen in found.items() for key, v in seen.items()}
-            np.savez(folder / "ranges.npz", **arrays)
+        def find(folder: Path) -> None:
+            _save(_calibrated(candidate, source), folder / "ranges.npz")
+
+        def clip(folder: Path) -> None:
+            _save(_clipped(found, candidate, source), folder / "ranges.npz")
 
         key = digest(candidate.program.fingerprint, candidate.calibration.name)
-        ranges: Ranges = {}
-        with np.load(self.cache.entry("tflite-ranges", key, make) / "ranges.npz") as stored:
-            for label in stored.files:
-                key, _, name = label.partition(" ")
-                ranges.setdefault(name, {})[key] = stored[label]
-        return ranges
+        found = _load(self.cache.entry("tflite-ranges", key, find) / "ranges.npz")
+        if not candidate.recipe.clips_activations:
+            return found
+        return _load(self.cache.entry("tflite-clipped-ranges", key, clip) / "ranges.npz")
 
 
 def _convert(program: Program, path: Path) -> None:
@@ -174,6 +181,57 @@ def _calibrated(candidate: Candidate, source: Path) -> Ranges:
         for tensor, seen in worker.calibrate({graph.signature: [sample]}, num_threads=1).items():
             known = ranges.get(tensor)
             ranges[tensor] = seen if not known or not seen else min_max_update(known, seen)
+    return ranges
+
+
+def _clipped(found: Ranges, candidate: Candidate, source: Path) -> Ranges:
+    """The ranges with rare extremes cut off; weights keep theirs."""
+    with quiet():
+        interpreter = Interpreter(model_path=str(source), experimental_preserve_all_tensors=True)
+        interpreter.allocate_tensors()
+    wanted = {
+        detail["name"]: detail["index"]
+        for detail in interpreter.get_tensor_details()
+        if found.get(detail["name"]) and found[detail["name"]]["min"].size == 1
+    }
+    ends = {
+        name: (float(found[name]["min"].item()), float(found[name]["max"].item()))
+        for name in wanted
+    }
+    best = narrowed(ends, _activations(interpreter, wanted, candidate, source))
+    return found | {
+        name: {
+            **found[name],
+            "min": np.full_like(found[name]["min"], low),
+            "max": np.full_like(found[name]["max"], high),
+        }
+        for name, (low, high) in best.items()
+    }
+
+
+def _activations(
+    interpreter: Any, wanted: Mapping[str, int], candidate: Candidate, source: Path
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The values of the wanted tensors, sample after sample."""
+    graph = Graph.read(source, candidate.program)
+    run = interpreter.get_signature_runner(graph.signature)
+    for row in StoredSamples.open(candidate.calibration).rows(CALIBRATION_SAMPLES):
+        run(**graph.named_inputs(row))
+        for name, index in wanted.items():
+            yield name, interpreter.get_tensor(index)
+
+
+def _save(ranges: Ranges, path: Path) -> None:
+    arrays = {f"{key} {name}": end for name, seen in ranges.items() for key, end in seen.items()}
+    np.savez(path, **arrays)
+
+
+def _load(path: Path) -> Ranges:
+    ranges: Ranges = {}
+    with np.load(path) as stored:
+        for label in stored.files:
+            key, _, name = label.partition(" ")
+            ranges.setdefault(name, {})[key] = stored[label]
     return ranges
 
 

@@ -13,17 +13,31 @@ from edgebuild.vocabulary.target import RuntimeFacts
 
 @dataclass(frozen=True)
 class Quantize:
-    """Post-training quantization, per layer."""
+    """Post-training quantization, per layer.
+
+    Attributes:
+        storage_binds: whether storage is what a network must be made smaller for. Then the forms of
+            storage that have no kernel are offered too, after all that have one.
+    """
+
+    storage_binds: bool = False
 
     def choices(
         self, sites: Sequence[Site], runtime: RuntimeFacts
     ) -> Iterator[tuple[Site, Choice]]:
+        stored = [precision for precision in Precision if precision.is_storage_only]
         for site in sites:
-            for precision in runtime.kernels.get(site.kind, ()):
+            offered = runtime.kernels.get(site.kind, ())
+            for precision in offered:
                 yield site, Choice("quantize", precision)
+            for precision in stored:
+                if self.storage_binds and precision not in offered:
+                    yield site, Choice("quantize", precision)
 
     def refusal(self, site: Site, choice: Choice, runtime: RuntimeFacts) -> str:
-        offered = runtime.kernels.get(site.kind, ())
-        if Precision(choice.option) in offered:
+        precision = Precision(choice.option)
+        if precision in runtime.kernels.get(site.kind, ()):
             return ""
-        return f"the target has no fast {choice.option} kernel for {site.kind} in {runtime.name}"
+        if precision.is_storage_only:
+            return "" if self.storage_binds else "no kernel on this runtime: storage only"
+        return f"the target has no fast {precision} kernel for {site.kind} in {runtime.name}"

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from edgebuild.vocabulary.target import RuntimeFacts
 
+# The step of a rounding that exporters carry out, when they find the ranges of activations.
+CLIP_ACTIVATIONS = "clip-activations"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -42,6 +45,14 @@ class Recipe:
             if choice.method == "quantize"
         }
         return dict.fromkeys((site for site, _ in self.declined), Precision.FP32) | quantized
+
+    @property
+    def clips_activations(self) -> bool:
+        """Whether static layers cut off rare extremes instead of covering them."""
+        return any(
+            CLIP_ACTIVATIONS in choice.option.replace(",", " ").split()
+            for _, choice in self.reshaped
+        )
 
     @property
     def summary(self) -> str:

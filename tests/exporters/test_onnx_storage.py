@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -12,11 +15,14 @@ from hypothesis.extra import numpy as numpy_strategies
 from onnx import TensorProto, helper, numpy_helper
 
 from edgebuild.exporters._onnx_storage import (
-    FOUR_BIT_STEPS,
+    LARGEST_FP8,
     four_bit_grid,
     pack_four_bit,
+    store_as_fp8,
+    store_as_signs,
     widen_at_load,
 )
+from edgebuild.vocabulary.precision import FOUR_BIT_STEPS
 
 OPSET = 21
 FOUR_BIT = st.integers(-FOUR_BIT_STEPS, FOUR_BIT_STEPS)
@@ -73,3 +79,99 @@ def test_the_largest_weight_of_every_channel_lies_on_the_last_step() -> None:
     np.testing.assert_allclose(scales[:2], [0.5, 2.0])
     assert np.isfinite(weights[2] / scales[2]).all()
     assert all(channel["zero_point"] == 0 and channel["axis"] == 0 for channel in grid)
+
+
+# The operator that reads a weight, its output channels' axis, and a shape.
+READERS = {
+    "Conv": (0, (3, 2, 2, 2)),
+    "ConvTranspose": (1, (2, 3, 2, 2)),
+    "MatMul": (1, (4, 3)),
+}
+WEIGHTS = st.floats(-10, 10, width=32)
+
+
+def layer_model(kind: str, weights: np.ndarray) -> onnx.ModelProto:
+    """A model that shows its weight beside a layer that reads it."""
+    shape = (1, 4) if kind == "MatMul" else (1, 2, 4, 4)
+    nodes = [
+        helper.make_node(kind, ["x", "weight"], ["y"], name="layer"),
+        helper.make_node("Identity", ["weight"], ["out"], name="show"),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+        for name, dims in (("x", shape), ("y", (None,) * len(shape)), ("out", weights.shape))
+    ]
+    constant = numpy_helper.from_array(weights, "weight")
+    graph = helper.make_graph(nodes, "layer", values[:1], values[1:], [constant])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+
+
+def weights_in(model: onnx.ModelProto) -> np.ndarray:
+    onnx.checker.check_model(model)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (given,) = session.get_inputs()
+    return np.asarray(session.run(["out"], {"x": np.ones(given.shape, np.float32)})[0])
+
+
+@pytest.mark.parametrize("kind", READERS)
+@given(data=st.data())
+def test_eight_bit_floats_are_near_for_every_channel(kind: str, data: st.DataObject) -> None:
+    axis, shape = READERS[kind]
+    weights = data.draw(numpy_strategies.arrays(np.float32, shape, elements=WEIGHTS))
+    model = layer_model(kind, weights)
+    store_as_fp8(model, ["weight"])
+    stored = next(t for t in model.graph.initializer if t.name == "weight_stored")
+    assert stored.data_type == TensorProto.FLOAT8E4M3FN
+    assert len(stored.raw_data) == weights.size
+    others = tuple(other for other in range(weights.ndim) if other != axis)
+    largest = np.abs(weights).max(axis=others, keepdims=True)
+    # Three bits behind the point, and steps of 2^-9 below the smallest normal number.
+    limit = np.maximum(np.abs(weights) / 16, largest / LARGEST_FP8 * 2.0**-10) * 1.001 + 1e-30
+    assert (np.abs(weights_in(model) - weights) <= limit).all()
+
+
+@pytest.mark.parametrize("kind", READERS)
+@given(data=st.data())
+def test_signs_come_back_with_the_mean_magnitude_of_their_channel(
+    kind: str, data: st.DataObject
+) -> None:
+    axis, shape = READERS[kind]
+    weights = data.draw(numpy_strategies.arrays(np.float32, shape, elements=WEIGHTS))
+    model = layer_model(kind, weights)
+    store_as_signs(model, ["weight"])
+    stored = next(t for t in model.graph.initializer if t.name == "weight_stored")
+    assert len(stored.raw_data) == (weights.size + 7) // 8
+    others = tuple(other for other in range(weights.ndim) if other != axis)
+    magnitudes = np.abs(weights).mean(axis=others, keepdims=True)
+    wanted = np.where(weights >= 0, magnitudes, -magnitudes)
+    np.testing.assert_allclose(weights_in(model), wanted, rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("store", [store_as_fp8, store_as_signs])
+def test_nothing_is_left_to_compute_once_the_model_is_loaded(
+    store: Callable[[onnx.ModelProto, list[str]], None], tmp_path: Path
+) -> None:
+    model = layer_model("MatMul", np.ones((4, 3), np.float32))
+    del model.graph.node[1:], model.graph.output[1:]
+    store(model, ["weight"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    optimized = onnx.load(tmp_path / "optimized.onnx")
+    assert [node.op_type for node in optimized.graph.node] == ["MatMul"]
+
+
+def test_two_weights_share_the_constants_that_unpack_their_signs() -> None:
+    model = layer_model("MatMul", np.ones((4, 3), np.float32))
+    other = numpy_helper.from_array(np.full((4, 3), -2, np.float32), "other")
+    model.graph.initializer.append(other)
+    model.graph.node.append(helper.make_node("MatMul", ["x", "other"], ["z"], name="second"))
+    store_as_signs(model, ["weight", "other"])
+    names = [tensor.name for tensor in model.graph.initializer]
+    assert len(names) == len(set(names))
+    assert (weights_in(model) == 1).all()
