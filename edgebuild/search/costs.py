@@ -26,8 +26,9 @@ from edgebuild.vocabulary.units import Seconds
 
 # A layer, and what it is computed in.
 Place = tuple[LayerShape, Precision]
-# More in one network makes the converters slow, and needs several times its numbers in memory.
-LAYERS_AT_ONCE = 150
+# About as many as networks have, so that caches are as cold as there; and the converters need
+# several times a network's numbers in memory.
+LAYERS_AT_ONCE = 50
 NUMBERS_AT_ONCE = 50_000_000
 WIDTHS = (1.0, 0.5, 0.25)
 TIMING = TypeAdapter(Timing)
