@@ -16,7 +16,7 @@ from edgebuild import catalog
 from edgebuild.cache import Cache
 from edgebuild.search.case import Case
 from edgebuild.search.make import Made, make
-from edgebuild.search.plan import plan
+from edgebuild.search.uniform import uniform_recipes
 from edgebuild.vocabulary.artifact import Arithmetic, Artifact, KernelRun
 from edgebuild.vocabulary.contracts import Samples
 from edgebuild.vocabulary.errors import InvalidTarget, NotExportable
@@ -305,7 +305,7 @@ def test_another_toolchain_makes_anew(
 def test_a_small_network_is_made_of_integers_and_the_second_time_is_found(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipes = plan(case, {}, ["onnx"], small_build.PRECISIONS)
+    recipes = uniform_recipes(case, {}, ["onnx"], small_build.PRECISIONS)
     made, failed = make(case, recipes, Silence())
     assert failed == []
     shares = {one.recipe.name: one.census.integer_share_of_kernels for one in made}

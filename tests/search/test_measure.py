@@ -16,8 +16,8 @@ from edgebuild.search import prove as prove_module
 from edgebuild.search.case import Case
 from edgebuild.search.make import Made, make
 from edgebuild.search.measure import Effort, figures_of, measure, measurement_of
-from edgebuild.search.plan import plan
 from edgebuild.search.prove import prove
+from edgebuild.search.uniform import uniform_recipes
 from edgebuild.vocabulary.contracts import Device
 from edgebuild.vocabulary.errors import ParityLost
 from edgebuild.vocabulary.measurement import Evidence
@@ -37,7 +37,7 @@ def device() -> Iterator[Device]:
 @pytest.fixture(scope="module")
 def made(case: Case) -> Made:
     """The small network in fp32."""
-    (recipe,) = plan(case, {}, ["onnx"], [Precision.FP32])
+    (recipe,) = uniform_recipes(case, {}, ["onnx"], [Precision.FP32])
     (found,), _ = make(case, [recipe], Silence())
     return found
 
