@@ -50,8 +50,8 @@ def build(
         precisions: the precisions to try.
         methods: the methods that may change the network, by name; all unless given.
         prefer: what is chosen among those that breach no budget line.
-        minutes: how long the search may look for better ones; until the budget is kept without
-            a loss of score unless given.
+        minutes: how long the search may look for better ones; until the budget is kept unless
+            given.
         seed: what training draws its batches from.
         progress: where to say how far it is; silent unless given.
 

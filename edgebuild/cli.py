@@ -97,7 +97,7 @@ def build(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Search so long; else until the budget is kept at no loss."),
+        typer.Option(min=0.0, help="Search so long; else until the budget is kept."),
     ] = None,
     prefer: Annotated[
         Preference, typer.Option(help="What is chosen of those that keep the budget.")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from edgebuild.search.layers import macs
 from edgebuild.search.plan import Menu, Weighed
 from edgebuild.vocabulary.measurement import Evidence, Figure
-from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, PartKind
+from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, PartKind, macs
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.trial import Trial
@@ -55,7 +54,10 @@ def tried(
     """A trial whose median latency is half its 99th percentile."""
     p50 = Figure(latency, Evidence.MEASURED, "here")
     p99 = Figure(2 * latency, evidence, "there")
-    figures = {"score": Figure(score, Evidence.MEASURED, "here")}
+    figures = {
+        "score": Figure(score, Evidence.MEASURED, "here"),
+        "accuracy_drop": Figure(1.0 - score, Evidence.MEASURED, "here"),
+    }
     line = BudgetLine("latency_p99", 1.0, p99, Status.BREACHED if breached else Status.MET)
     recipe = Recipe(f"{score} in {latency}", "onnx", ())
     return Trial(recipe, {**figures, "latency_p50": p50, "latency_p99": p99}, Verdict((line,)))

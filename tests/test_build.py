@@ -61,7 +61,15 @@ def small_workload(name: str) -> Workload:
 def test_a_bundle_holds_all_that_it_promises(digits: Bundle) -> None:
     names = {path.name for path in digits.path.iterdir()}
     model = digits.manifest.artifact.file
-    assert names == {"manifest.json", model, "golden", "run.py", "report.md", "NOTICE"}
+    assert names == {
+        "manifest.json",
+        model,
+        "golden",
+        "run.py",
+        "report.md",
+        "report.html",
+        "NOTICE",
+    }
     assert "CC-BY-4.0" in (digits.path / "NOTICE").read_text()
 
 
@@ -145,9 +153,10 @@ def test_the_nearest_bundle_is_written_where_none_fits(tmp_path: Path) -> None:
     bundle = edgebuild.build(
         small_workload("dict-output"),
         "host",
-        Budget.parse(storage="1 kB"),
+        Budget.parse(storage="1 kB", accuracy_drop="100 %"),
         out=tmp_path / "out",
         precisions=QUICK,
+        minutes=0.0,
     )
     assert bundle.verdict.status is Status.BREACHED
     assert bundle.verdict.binding is not None

@@ -19,7 +19,8 @@ from edgebuild.search.judge import choose
 from edgebuild.search.loop import REFERENCE, Found, Rounds, Wishes, search, try_uniform
 from edgebuild.search.measure import Effort, clock, outputs_of
 from edgebuild.search.plan import Menu
-from edgebuild.search.propose import Proposal, Training, named
+from edgebuild.search.propose import Proposal, named, recovered, work_of
+from edgebuild.search.training import Training
 from edgebuild.vocabulary.artifact import Artifact
 from edgebuild.vocabulary.contracts import Device, Progress
 from edgebuild.vocabulary.offer import NETWORK, Offer, Part
@@ -200,10 +201,9 @@ def _random_proposals(
     menus: Mapping[str, Menu], training: Training, chance: random.Random
 ) -> Iterator[Proposal]:
     """One random network in every format, each with random precisions."""
-    taken = list(_random_offers(next(iter(menus.values())), chance))
-    shape = tuple(sorted((offer.part, offer.choice) for offer in taken))
-    if shape and training.first:
-        shape = (*shape, (NETWORK, training.choice(training.first)))
+    menu = next(iter(menus.values()))
+    taken = list(_random_offers(menu, chance))
+    shape = recovered(taken, training, work_of(menu, taken))
     for name, menu in menus.items():
         precisions = {
             path: chance.choice(sorted(allowed)) for path, allowed in menu.precisions.items()

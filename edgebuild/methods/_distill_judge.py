@@ -16,7 +16,7 @@ from edgebuild.methods._distill_lesson import Lesson, answers_of, run
 from edgebuild.vocabulary.errors import MethodFailed, told
 from edgebuild.vocabulary.workload import Score
 
-# Looking at more of them would take longer than the training between two looks.
+# How many rows tell how far a student is from the teacher.
 MOST_ROWS = 512
 
 
@@ -52,8 +52,8 @@ class Judge:
 
 
 def open_judge(rows: Rows, lesson: Lesson, score: Score | None) -> Judge:
-    """At most 512 rows, at even distances."""
-    numbers = rows.evenly(MOST_ROWS)
+    """All rows where there is a score, which may be of a whole split only; else at most 512."""
+    numbers = rows.evenly(len(rows) if score else MOST_ROWS)
     taught = () if score else answers_of(lesson.teacher, rows, numbers, lesson.layout)
     return Judge(rows, numbers, lesson, score, taught)
 

@@ -22,8 +22,10 @@ class Grid(StrEnum):
         return {"int8": 127, "int4": 7}[self.value]
 
 
-# 512 rows forward are about as much work as five steps of 32 rows.
+# A hundred rows forward are about as much work as a step of 32 rows: a quarter of the work of
+# training may go into looking.
 FEWEST_STEPS_BETWEEN_LOOKS = 20
+ROWS_A_STEP = 25
 
 _NUMBER = "0|[1-9][0-9]*"
 _TEXT = re.compile(rf"([1-9][0-9]*) steps(?:, qat ({'|'.join(Grid)}))?, seed ({_NUMBER})")
@@ -84,6 +86,7 @@ class Settings:
     looks: int = 11
     patience: int = 6
 
-    def steps_between_looks(self, steps: int) -> int:
-        """Fewer looks in a short training: one takes as long as some steps do."""
-        return max(FEWEST_STEPS_BETWEEN_LOOKS, math.ceil(steps / (self.looks - 1)))
+    def steps_between_looks(self, steps: int, rows: int) -> int:
+        """Fewer looks in a short training, and at many rows: one takes as long as some steps do."""
+        evenly = math.ceil(steps / (self.looks - 1))
+        return max(FEWEST_STEPS_BETWEEN_LOOKS, rows // ROWS_A_STEP, evenly)

@@ -85,10 +85,12 @@ class Training:
 
     @property
     def is_time_to_look(self) -> bool:
-        steps = self.lesson.plan.steps
-        return self.step % self.lesson.settings.steps_between_looks(steps) == 0 or (
-            self.step == steps
-        )
+        return self.step % self.steps_between_looks == 0 or self.step == self.lesson.plan.steps
+
+    @property
+    def steps_between_looks(self) -> int:
+        settings, rows = self.lesson.settings, len(self.judge.numbers)
+        return settings.steps_between_looks(self.lesson.plan.steps, rows)
 
     @property
     def note(self) -> str:

@@ -14,8 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from edgebuild.methods._factorize_layers import macs, output_extent, weights
-from edgebuild.vocabulary.offer import LayerShape
+from edgebuild.vocabulary.offer import LayerShape, macs, output_extent, weights
 
 # What is added to the diagonal of a moment, as a share of its mean: directions that the samples
 # hardly show still count a little.

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.fusion import fuse_conv_bn_weights
-
-from edgebuild.capture import capture, operator_name
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 ACTIVATION_STEPS = 255
 # How much of a range stays when a batch with another one comes.
@@ -25,59 +21,6 @@ LOWEST_SHARE = 0.1
 # The shares of the largest weight that the first clip is picked from.
 FIRST_SHARES = torch.linspace(1.0, 0.4, 13)
 TINY = 1e-12
-
-
-def fold_batch_norms(network: nn.Module, example: tuple[Tensor, ...]) -> None:
-    """Folds every BatchNorm into the layer before it, in place, as all exporters do.
-
-    Weights are quantized after folding, so they must be trained after folding. An identity
-    stands in the BatchNorm's stead. One whose layer is also read elsewhere stays.
-
-    Raises:
-        NotExportable: a network whose operators cannot be listed.
-    """
-    modules = dict(network.named_modules())
-    for layer_path, norm_path in _pairs(network, example):
-        layer, norm = modules.get(layer_path), modules.get(norm_path)
-        if not isinstance(layer, LAYERS) or not isinstance(norm, NORMS):
-            continue
-        # A class made from BatchNorm may do more than normalize.
-        is_plain = type(norm) in NORMS
-        is_transposed = isinstance(layer, TRANSPOSED)
-        is_grouped = not isinstance(layer, nn.Linear) and layer.groups > 1
-        if not is_plain or (is_transposed and is_grouped):
-            continue
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        layer.weight, layer.bias = fuse_conv_bn_weights(
-            layer.weight, cast(Tensor, layer.bias), *statistics, transpose=is_transposed
-        )
-        network.set_submodule(norm_path, nn.Identity())
-
-
-def _pairs(network: nn.Module, example: tuple[Tensor, ...]) -> Iterator[tuple[str, str]]:
-    """The paths of layers and of the BatchNorms that alone read them."""
-    exported = capture(network, example).exported
-    targets = {
-        spec.arg.name: str(spec.target)
-        for spec in exported.graph_signature.input_specs
-        if spec.target is not None
-    }
-    for node in exported.graph.nodes:
-        if operator_name(node) != "batch_norm":
-            continue
-        layer, mean = node.args[0], node.args[3]
-        weight = layer.args[1] if isinstance(layer, fx.Node) and len(layer.args) > 1 else None
-        # Each is used once: a weight or a norm that serves twice cannot be folded.
-        if _is_used_once(layer) and _is_used_once(weight) and _is_used_once(mean):
-            path, _, name = targets.get(str(weight), "").rpartition(".")
-            if name == "weight":
-                yield path, targets[str(mean)].rpartition(".")[0]
-
-
-def _is_used_once(value: object) -> bool:
-    return isinstance(value, fx.Node) and len(value.users) == 1
 
 
 def fake_quantize(network: nn.Module, steps: int) -> None:

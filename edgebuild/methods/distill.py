@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from edgebuild.cache import digest
+from edgebuild.methods._batch_norms import fold_batch_norms
 from edgebuild.methods._distill_data import open_rows
 from edgebuild.methods._distill_judge import open_judge
 from edgebuild.methods._distill_lesson import lay_out, open_lesson
 from edgebuild.methods._distill_loss import leaves
 from edgebuild.methods._distill_plan import Grid, Plan, Settings
 from edgebuild.methods._distill_train import Training, train
-from edgebuild.methods._fake_quantization import fake_quantize, fold_batch_norms, leave_rounded
+from edgebuild.methods._fake_quantization import fake_quantize, leave_rounded
 from edgebuild.vocabulary.contracts import WORKPLACE, Stage, Workplace
 from edgebuild.vocabulary.errors import MethodFailed, told
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part
@@ -149,7 +150,7 @@ def seconds_per_step(
         # The first step allocates memory.
         training.learn()
         step = (_seconds(training.learn) + _seconds(training.learn)) / 2
-    looks = 1 + plan.steps / settings.steps_between_looks(plan.steps)
+        looks = 1 + plan.steps / training.steps_between_looks
     return Seconds(step + look * looks / plan.steps)
 
 

@@ -17,18 +17,17 @@ from edgebuild.methods._factorize_forms import (
     is_lighter,
     regularized,
 )
-from edgebuild.methods._factorize_layers import (
+from edgebuild.methods._input_moments import calibration, second_moments
+from edgebuild.methods._own_layers import (
     Layer,
     OwnLayer,
     chosen_layers,
-    macs,
     own_layers,
     replaceable,
 )
-from edgebuild.methods._factorize_moments import calibration, second_moments
 from edgebuild.vocabulary.contracts import WORKPLACE, Stage, Workplace
 from edgebuild.vocabulary.errors import MethodFailed
-from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, PartKind
+from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, PartKind, macs
 from edgebuild.vocabulary.precision import LayerKind
 from edgebuild.vocabulary.target import RuntimeFacts
 from edgebuild.vocabulary.workload import Workload

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from edgebuild.cache import Cache
 from edgebuild.capture import capture
+from edgebuild.methods._batch_norms import fold_batch_norms
 from edgebuild.methods._round_adaround import adaround
 from edgebuild.methods._round_bias import add_biases, correct_bias
 from edgebuild.methods._round_clip import clipped
 from edgebuild.methods._round_equalize import equalizable, equalize
-from edgebuild.methods._round_fold import fold_batch_norms
 from edgebuild.methods._round_gptq import gptq
 from edgebuild.methods._round_grid import GRIDS, Grid
 from edgebuild.methods._round_layers import Layer, layers_of

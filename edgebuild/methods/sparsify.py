@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgebuild.methods._factorize_forms import regularized
-from edgebuild.methods._factorize_layers import Layer, OwnLayer, chosen_layers, own_layers
-from edgebuild.methods._factorize_moments import calibration, second_moments
+from edgebuild.methods._input_moments import calibration, second_moments
+from edgebuild.methods._own_layers import Layer, OwnLayer, chosen_layers, own_layers
 from edgebuild.vocabulary.contracts import WORKPLACE, Stage, Workplace
 from edgebuild.vocabulary.errors import MethodFailed
 from edgebuild.vocabulary.offer import Choice, Offer, Part, PartKind

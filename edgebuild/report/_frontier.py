@@ -66,7 +66,7 @@ def frontier(
         return None
     best = non_dominated(points)
     window = _window(points, best, goal)
-    floats = [point for point in points if words.is_float(point.trial.recipe)]
+    floats = [point for point in points if point.trial.recipe.is_float]
     taken = [point for point in points if point.trial.recipe == chosen.recipe]
     traces = [
         _line([point for point in best if not window.is_below(point)], window),

@@ -9,7 +9,6 @@ from edgebuild.bundles.manifest import Manifest, SiteRecord
 from edgebuild.vocabulary.artifact import Arithmetic, Census
 from edgebuild.vocabulary.measurement import Evidence, Figure, Percentile
 from edgebuild.vocabulary.offer import Choice, PartKind
-from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.units import format_power, format_share, format_size, format_time
@@ -244,11 +243,6 @@ def counted(texts: Iterable[str]) -> list[str]:
     """Each text once, with how often it is there: "Conv ×2"."""
     counts = Counter(texts)
     return [f"{text} ×{count}" if count > 1 else text for text, count in counts.items()]
-
-
-def is_float(recipe: Recipe) -> bool:
-    """Whether the recipe leaves the network as it is, in the precision that it came in."""
-    return not recipe.reshaped and set(recipe.precisions.values()) <= {Precision.FP32}
 
 
 def fallbacks(census: Census) -> list[tuple[str, str, list[str]]]:

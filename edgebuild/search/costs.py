@@ -14,11 +14,11 @@ from scipy.optimize import nnls
 
 from edgebuild import catalog
 from edgebuild.cache import Cache, digest, this_machine
-from edgebuild.search.layers import layer_runs, resized, weights
+from edgebuild.search.layers import layer_runs, resized
 from edgebuild.search.probe_network import NOTHING, Timing, time_layers
 from edgebuild.vocabulary.artifact import KernelRun
 from edgebuild.vocabulary.contracts import Progress
-from edgebuild.vocabulary.offer import LayerShape
+from edgebuild.vocabulary.offer import LayerShape, weights
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.program import Program, Site
 from edgebuild.vocabulary.target import RuntimeFacts

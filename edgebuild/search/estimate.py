@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
-from edgebuild.search.layers import macs, weights
 from edgebuild.vocabulary.measurement import Evidence, Figure
-from edgebuild.vocabulary.offer import LayerShape
+from edgebuild.vocabulary.offer import LayerShape, activations, macs, weights
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.program import Operator, Program, Site
 from edgebuild.vocabulary.recipe import Recipe
@@ -47,9 +45,8 @@ def predict_layer(
     shape: LayerShape, precision: Precision, target: Target, runtime: RuntimeFacts
 ) -> Seconds:
     """What one layer takes on the target: the same roofline, for a layer by itself."""
-    positions = macs(shape) // max(weights(shape), 1)
-    moved = shape.inputs * math.prod(shape.extent) + shape.outputs * positions
-    operator = Operator("layer", Site("", shape.kind), macs(shape), weights(shape), moved)
+    work = macs(shape), weights(shape), activations(shape)
+    operator = Operator("layer", Site("", shape.kind), *work)
     bound = _roofline(operator, precision, target, runtime)
     return Seconds(bound * TYPICAL + TYPICAL_CALL)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgebuild.bundles.manifest import SiteRecord
-from edgebuild.search.plan import Menu, settle
+from edgebuild.search.plan import Menu, offers_of, settle
 from edgebuild.search.propose import Proposal
 from edgebuild.vocabulary.offer import Offer
 from edgebuild.vocabulary.precision import Precision
@@ -30,7 +30,7 @@ def explain(menu: Menu, proposal: Proposal) -> tuple[SiteRecord, ...]:
 
 
 def _layers(menu: Menu, proposal: Proposal) -> Iterator[SiteRecord]:
-    settled = settle(menu, list(_taken(menu, proposal)))
+    settled = settle(menu, offers_of(menu, proposal.reshaped))
     for path, shapes in settled.layers.items():
         options = {
             precision: Option(precision, loss, sum(menu.seconds(s, precision) for s in shapes))
@@ -42,11 +42,11 @@ def _layers(menu: Menu, proposal: Proposal) -> Iterator[SiteRecord]:
 
 def _parts(menu: Menu, proposal: Proposal) -> Iterator[SiteRecord]:
     """What was changed: priced against leaving that part as it was, everything else alike."""
-    taken = list(_taken(menu, proposal))
-    changed = _seconds(menu, taken, proposal)
+    offers = offers_of(menu, proposal.reshaped)
+    changed = _seconds(menu, offers, proposal)
     losses = {(w.offer.part, w.offer.choice): w.loss for w in menu.offers}
-    for offer in taken:
-        others = [other for other in taken if other is not offer]
+    for offer in offers:
+        others = [other for other in offers if other is not offer]
         loss = losses.get((offer.part, offer.choice), 0.0)
         name = f"{offer.choice.method}: {offer.choice.option}"
         got = Option(name, loss, changed)
@@ -54,15 +54,8 @@ def _parts(menu: Menu, proposal: Proposal) -> Iterator[SiteRecord]:
         yield _record(offer.part.path or "the network", got, [got, whole])
 
 
-def _taken(menu: Menu, proposal: Proposal) -> Iterator[Offer]:
-    chosen = set(proposal.reshaped)
-    for weighed in menu.offers:
-        if (weighed.offer.part, weighed.offer.choice) in chosen:
-            yield weighed.offer
-
-
-def _seconds(menu: Menu, taken: list[Offer], proposal: Proposal) -> float:
-    settled = settle(menu, taken)
+def _seconds(menu: Menu, offers: Sequence[Offer], proposal: Proposal) -> float:
+    settled = settle(menu, offers)
     return sum(
         menu.seconds(shape, proposal.precisions.get(path, Precision.FP32))
         for path, shapes in settled.layers.items()

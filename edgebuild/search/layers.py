@@ -146,30 +146,6 @@ def input_of(shape: LayerShape) -> torch.Tensor:
     return torch.randn(1, shape.inputs, *shape.extent)
 
 
-def macs(shape: LayerShape) -> int:
-    """Multiply-accumulates of one run, as `capture` counts them."""
-    if shape.kind is LayerKind.EMBEDDING:
-        return 0
-    is_forward = shape.kind in (LayerKind.CONVOLUTION, LayerKind.DEPTHWISE)
-    positions = _output_extent(shape) if is_forward else shape.extent
-    return math.prod(positions) * weights(shape)
-
-
-def weights(shape: LayerShape) -> int:
-    """Elements of the weight, without the bias."""
-    return shape.inputs * shape.outputs // shape.groups * math.prod(shape.kernel)
-
-
-def _output_extent(shape: LayerShape) -> tuple[int, ...]:
-    axes = zip(
-        *(shape.extent, shape.kernel, shape.stride, shape.padding, shape.dilation), strict=True
-    )
-    return tuple(
-        (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        for size, kernel, stride, padding, dilation in axes
-    )
-
-
 def resized(shape: LayerShape, inputs: int, outputs: int) -> LayerShape:
     """The layer with other widths: a depthwise one has a group a channel, others keep theirs.
 

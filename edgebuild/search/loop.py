@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -20,11 +21,10 @@ from edgebuild.search.learn import Beliefs, Observation, learn
 from edgebuild.search.make import Made, make
 from edgebuild.search.measure import measure
 from edgebuild.search.menus import menus
-from edgebuild.search.plan import Limits, Menu, plan
+from edgebuild.search.plan import Limits, Menu, whole
 from edgebuild.search.propose import (
     Attempt,
     Proposal,
-    Training,
     first_shapes,
     next_shapes,
     steps_of,
@@ -32,6 +32,7 @@ from edgebuild.search.propose import (
 from edgebuild.search.reshape import reshaped_program
 from edgebuild.search.sensitivity import sensitivity
 from edgebuild.search.survey import Survey, survey
+from edgebuild.search.training import Training
 from edgebuild.search.uniform import exporters_of, fitted, uniform_recipes
 from edgebuild.vocabulary.contracts import Device, Progress
 from edgebuild.vocabulary.errors import EdgebuildError, MethodFailed, told
@@ -46,9 +47,8 @@ PATIENCE = 600.0
 STILL, STILL_ROUNDS = 0.01, 2
 # How long a network is trained at first and at most, as shares of the time that is left.
 FIRST_SHARE, MOST_SHARE = 1 / 16, 1 / 3
-STEPS = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)
-# A network that is worth trying is about this much faster to train than the whole one.
-SMALLER = 0.6
+# A training of usual length tells what a step takes, its share of the looks at validation included.
+USUAL_STEPS = 200
 # Worse than all that is of interest: ten points of score lost, the float network's latency.
 REFERENCE = (0.10, 1.0)
 
@@ -108,11 +108,9 @@ def search(case: Case, wishes: Wishes, device: Device, progress: Progress) -> Fo
 
 
 def _is_enough(trials: Sequence[Trial]) -> bool:
-    """Whether the budget is kept and no score is lost: nothing better could be chosen."""
+    """Whether something keeps the budget."""
     best = choose(trials)
-    if best is None or best.verdict.status is Status.BREACHED:
-        return False
-    return best.figures["accuracy_drop"].value <= 0
+    return best is not None and best.verdict.status is not Status.BREACHED
 
 
 def try_uniform(
@@ -178,13 +176,12 @@ class Rounds:
 
     def propose(self, deadline: float) -> Iterator[Proposal]:
         """What to try next; nothing where the search has done what it can."""
-        left = deadline - time.monotonic()
         is_enough = self.wishes.seconds is None and _is_enough(self.found.trials)
-        if left <= 0 or is_enough or self._stands_still():
+        if time.monotonic() >= deadline or is_enough or self._stands_still():
             return
         survey = self.prepare()
         found = self.found
-        training = replace(self.training(left), roundings=survey.roundings)
+        training = self.training(deadline - time.monotonic())
         limits = _limits(self.case, found)
         if any(attempt.proposal.latency > 0 for attempt in found.attempts):
             proposals = next_shapes(found.attempts, found.menus, limits, training, found.beliefs)
@@ -219,21 +216,23 @@ class Rounds:
         return sorted(fastest, key=lambda name: fastest[name])
 
     def training(self, left: float) -> Training:
-        """How many steps the time allows for."""
+        """How long networks may be trained in the time that is left."""
+        roundings = self.prepare().roundings
+        untrained = Training(seed=self.wishes.seed, roundings=roundings)
         if "distill" not in self.wishes.methods:
-            return Training(0, 0, self.wishes.seed)
-        probe = Training(STEPS[2], STEPS[2]).choice(STEPS[2])
-        network, lesson = self.case.workload.network, self.case.lesson
+            return untrained
+        first, most = max(left * FIRST_SHARE, 0.0), max(left * MOST_SHARE, 0.0)
+        return replace(untrained, first=first, most=most, step=self._step)
+
+    @cached_property
+    def _step(self) -> float | None:
+        """The seconds of a step with the whole network as the student."""
+        usual = Training(seed=self.wishes.seed).choice(USUAL_STEPS)
         try:
-            seconds = SMALLER * seconds_per_step(network, lesson, probe.option)
+            return seconds_per_step(self.case.workload.network, self.case.lesson, usual.option)
         except MethodFailed as error:
             self.progress.say(f"nothing is trained: {told(error)}")
-            return Training(0, 0, self.wishes.seed)
-        first, most = (
-            max((steps for steps in STEPS if steps * seconds <= left * share), default=STEPS[0])
-            for share in (FIRST_SHARE, MOST_SHARE)
-        )
-        return Training(first, most, self.wishes.seed)
+            return None
 
     def attempt(self, proposals: Sequence[Proposal], deadline: float) -> tuple[Proposal, ...]:
         """Makes and measures; returns what there was time for."""
@@ -275,20 +274,14 @@ class Rounds:
 def volume(case: Case, trials: Sequence[Trial]) -> float:
     """The frontier's hypervolume in score lost and latency relative to the float network's."""
     made = [trial for trial in trials if not trial.failure]
-    whole = [speed(trial) for trial in made if _is_float(trial)]
-    if not whole:
+    floats = [speed(trial) for trial in made if trial.recipe.is_float]
+    if not floats:
         return 0.0
     points = [
-        (max(trial.figures["accuracy_drop"].value, 0.0), speed(trial) / min(whole))
+        (max(trial.figures["accuracy_drop"].value, 0.0), speed(trial) / min(floats))
         for trial in made
     ]
     return hypervolume(points, REFERENCE)
-
-
-def _is_float(trial: Trial) -> bool:
-    """Whether it is the network itself in fp32."""
-    precisions = set(trial.recipe.precisions.values())
-    return not trial.recipe.reshaped and precisions <= {Precision.FP32}
 
 
 def _what(proposal: Proposal) -> tuple[object, ...]:
@@ -312,8 +305,7 @@ def _memory_factor(found: Found) -> float:
     ratios = [1.0]
     for attempt in found.attempts:
         menu = found.menus.get(attempt.proposal.format)
-        if menu is not None and not attempt.trial.failure and _is_float(attempt.trial):
-            whole = plan(menu, Limits())
-            assert whole is not None, "without limits there is a solution"
-            ratios.append(attempt.trial.figures["memory"].value / max(whole.memory, 1))
+        if menu is not None and not attempt.trial.failure and attempt.trial.recipe.is_float:
+            planned = whole(menu).memory
+            ratios.append(attempt.trial.figures["memory"].value / max(planned, 1))
     return max(ratios)

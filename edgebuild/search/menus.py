@@ -6,7 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from edgebuild.search.case import Case
-from edgebuild.search.costs import LayerCosts, family_grid, glue_of, measure_costs
+from edgebuild.search.costs import (
+    LayerCosts,
+    family_grid,
+    glue_of,
+    measure_costs,
+    profile_overhead,
+)
 from edgebuild.search.estimate import predict_glue, predict_layer
 from edgebuild.search.make import Made
 from edgebuild.search.plan import NO_TIME, Menu
@@ -22,6 +28,8 @@ from edgebuild.vocabulary.units import Seconds
 
 # Precisions that lose nothing that could be told from noise.
 EXACT = (Precision.FP32, Precision.FP16)
+# What a call of either runtime takes beside its kernels: an empty network, measured on x86.
+CALL = Seconds(4e-6)
 
 
 def menus(
@@ -72,12 +80,14 @@ def _menu(
             return predict_layer(shape, precision, case.target, runtime)
 
     own = [one for one in made if one.recipe.format == exporter.format and not one.recipe.reshaped]
+    overhead = profile_overhead(exporter.format, runtime, case.cache, progress)
     return Menu(
         layers,
         survey.offers,
         offered,
         measured,
-        _glue(case, own),
+        _glue(case, own, overhead),
+        fixed=CALL,
         conversion=_conversion(case, own),
     )
 
@@ -120,12 +130,12 @@ def _shapes_to_measure(
                 yield one, precision
 
 
-def _glue(case: Case, made: Sequence[Made]) -> Mapping[str, Seconds]:
+def _glue(case: Case, made: Sequence[Made], overhead: Seconds) -> Mapping[str, Seconds]:
     """The weightless operators' times in the fastest artifact that was made."""
     if not made:
         return {}
     quickest = min(made, key=lambda one: sum(run.seconds for run in one.census.runs))
-    return glue_of(quickest.census.runs, case.program)
+    return glue_of(quickest.census.runs, case.program, overhead)
 
 
 def _conversion(case: Case, made: Sequence[Made]) -> Seconds:

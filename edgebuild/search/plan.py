@@ -11,15 +11,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from edgebuild.search.layers import macs, resized, weights
-from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part
+from edgebuild.search.layers import resized
+from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, activations, weights
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.units import Bytes, Seconds
 
@@ -37,6 +37,8 @@ NO_TIME = Seconds(0.0)
 
 Shapes = tuple[LayerShape, ...]
 Weight = Callable[[str], float]
+# Factors by column, and between which bounds their sum lies.
+Row = tuple[dict[int, float], float, float]
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,20 @@ def plan(menu: Menu, limits: Limits, weight: Weight = _evenly) -> Plan | None:
     return program.solve(_of_one(program.loss) + TIE * _of_one(program.seconds), limits)
 
 
+def nearest(menu: Menu, limits: Limits) -> Plan:
+    """What exceeds the limits least, where nothing keeps them."""
+    found = _Program(menu, _evenly).approach(limits)
+    assert found is not None, "every limit may be exceeded"
+    return found
+
+
+def whole(menu: Menu) -> Plan:
+    """The least loss, however long it takes: the network as it is."""
+    found = plan(menu, Limits())
+    assert found is not None, "without limits there is a solution"
+    return found
+
+
 def fastest(menu: Menu) -> Plan:
     """The least latency that any choices reach, whatever they lose."""
     program = _Program(menu, _evenly)
@@ -114,16 +130,26 @@ def fastest(menu: Menu) -> Plan:
     return found
 
 
-def activations(shape: LayerShape, precision: Precision) -> Bytes:
-    """What a layer reads and puts out, in bytes: calibrated integers take one each."""
-    positions = macs(shape) // max(weights(shape), 1)
-    elements = shape.inputs * math.prod(shape.extent) + shape.outputs * positions
-    return Bytes(elements * (1 if precision in STATIC else 4))
+def _element(precision: Precision) -> int:
+    """Bytes of an activation: calibrated integers take one each."""
+    return 1 if precision in STATIC else 4
 
 
 def _of_one(values: np.ndarray) -> np.ndarray:
     """Nats and seconds brought to one scale, so that one can break the other's ties."""
     return values / max(float(np.abs(values).max()), 1e-30)
+
+
+def _positive(limit: float, cost: np.ndarray) -> float:
+    """A limit that costs can be shares of, where one is below what any choice takes."""
+    return max(limit, 1e-6 * float(cost.sum()), 1e-12)
+
+
+def offers_of(menu: Menu, reshaped: Iterable[tuple[Part, Choice]]) -> list[Offer]:
+    """The offers of the menu that changes to a network are made of."""
+    chosen = set(reshaped)
+    offers = [weighed.offer for weighed in menu.offers]
+    return [offer for offer in offers if (offer.part, offer.choice) in chosen]
 
 
 def settle(menu: Menu, made: Sequence[Offer]) -> Menu:
@@ -169,7 +195,7 @@ class _Program:
     def __init__(self, menu: Menu, weight: Weight) -> None:
         self._menu, self._weight = menu, weight
         self._columns: list[tuple[float, float, float, bool]] = []
-        self._rows: list[tuple[dict[int, float], float, float]] = []
+        self._rows: list[Row] = []
         self._options: dict[Part, list[tuple[int, Weighed | None]]] = {}
         self._precisions: dict[str, dict[Precision, int]] = {}
         self._activations: dict[str, dict[int, float]] = {}
@@ -183,32 +209,46 @@ class _Program:
         self.loss, self.seconds, self._bytes, self._is_binary = table.T
 
     def solve(self, objective: np.ndarray, limits: Limits) -> Plan | None:
-        rows = list(self._rows)
+        """What has the least of an objective within the limits; None where nothing keeps them."""
+        kept = [(row, -math.inf, 1.0) for row in self._shares(limits)]
+        return self._solved(objective, [*self._rows, *kept])
+
+    def approach(self, limits: Limits) -> Plan | None:
+        """What exceeds its worst limit by the least factor: one more column, above every share."""
+        factor = len(self.loss)
+        below = [(row | {factor: -1.0}, -math.inf, 0.0) for row in self._shares(limits)]
+        objective = np.append(TIE * _of_one(self.loss), 1.0)
+        return self._solved(objective, [*self._rows, *below])
+
+    def _shares(self, limits: Limits) -> Iterator[dict[int, float]]:
+        """What each column takes of each limit; the solver's tolerances want numbers near one."""
         costs = [(self.seconds, limits.latency - self._menu.fixed), (self._bytes, limits.storage)]
         for cost, limit in costs:
             if limit < math.inf:
-                # As shares of the limit: the solver's tolerances are meant for numbers near one.
-                shares = cost / max(limit, 1e-12)
-                rows.append((dict(enumerate(shares)), -math.inf, 1.0 if limit > 0 else -1.0))
+                yield dict(enumerate(cost / _positive(limit, cost)))
         if limits.memory < math.inf:
-            held = self._bytes / limits.memory
+            limit = _positive(limits.memory, self._bytes)
             for row in self._activations.values():
-                shares = held.copy()
-                shares[list(row)] += np.array(list(row.values())) / limits.memory
-                rows.append((dict(enumerate(shares)), -math.inf, 1.0))
+                held = self._bytes / limit
+                held[list(row)] += np.array(list(row.values())) / limit
+                yield dict(enumerate(held))
+
+    def _solved(self, objective: np.ndarray, rows: Sequence[Row]) -> Plan | None:
         entries = [(v, r, c) for r, (row, _, _) in enumerate(rows) for c, v in row.items()]
         values, at_rows, at_columns = zip(*entries, strict=True)
         matrix = csr_array((values, (at_rows, at_columns)), shape=(len(rows), len(objective)))
+        columns = len(self.loss)
+        further = len(objective) - columns
         found = milp(
             objective,
-            integrality=self._is_binary,
-            bounds=Bounds(0, 1),
+            integrality=np.append(self._is_binary, np.zeros(further)),
+            bounds=Bounds(0, np.append(np.ones(columns), np.full(further, np.inf))),
             constraints=LinearConstraint(
                 matrix, [low for _, low, _ in rows], [high for _, _, high in rows]
             ),
             options={"mip_rel_gap": GAP, "time_limit": TIME_LIMIT},
         )
-        return None if found.x is None else self._read(found.x)
+        return None if found.x is None else self._read(found.x[:columns])
 
     def _read(self, x: np.ndarray) -> Plan:
         taken = []
@@ -275,7 +315,7 @@ class _Program:
                 seconds, size = self._cost(path, shapes, precision)
                 column = self._column(seconds=seconds, size=size, is_binary=False)
                 held = self._activations.setdefault(path, {})
-                held[column] = max(activations(shape, precision) for shape in shapes)
+                held[column] = max(activations(shape) for shape in shapes) * _element(precision)
                 total[column] = 1.0
                 for owner in (*picked, chosen):
                     marginals.setdefault(owner, {})[column] = 1.0

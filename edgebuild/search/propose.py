@@ -10,7 +10,18 @@ from dataclasses import dataclass, field, replace
 
 from edgebuild.search.frontier import frontier, speed
 from edgebuild.search.learn import Beliefs
-from edgebuild.search.plan import GAP, Limits, Menu, Plan, fastest, plan, settle
+from edgebuild.search.plan import (
+    GAP,
+    Limits,
+    Menu,
+    fastest,
+    nearest,
+    offers_of,
+    plan,
+    settle,
+    whole,
+)
+from edgebuild.search.training import Training
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.trial import Trial
@@ -20,11 +31,13 @@ FIRST_PLACES = (0.15, 0.4, 0.65, 0.85)
 # The precisions of a shape may take so much longer than the fastest ones, to lose less.
 SLACK = 1.15
 # How much longer a shape is trained when it has shown promise.
-LONGER = 3
+LONGER = 4
 # The score that quantization must cost before something is done about it.
 WORTH_ROUNDING = 0.003
-# How many shapes of the frontier are taken further in one round.
+# How many shapes of the frontier are taken further in one round, and how much score may be lost
+# for training to be worth its time.
 PROMISING = 3
+WITHIN_REACH = 0.1
 
 Shape = tuple[tuple[Part, Choice], ...]
 
@@ -33,7 +46,8 @@ Shape = tuple[tuple[Part, Choice], ...]
 class Proposal:
     """A recipe to be, while its network does not exist yet: precisions by the layers' paths.
 
-    `latency` (seconds) and `losses` (nats by family) are what the planner expects.
+    `latency` (seconds) and `losses` (nats by family) are what the planner expects; `work` is what
+    the network computes in float, as a share of the whole network.
     """
 
     name: str
@@ -42,6 +56,7 @@ class Proposal:
     precisions: Mapping[str, Precision] = field(default_factory=dict)
     latency: float = 0.0
     losses: Mapping[str, float] = field(default_factory=dict)
+    work: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,24 +67,6 @@ class Attempt:
     trial: Trial
 
 
-@dataclass(frozen=True)
-class Training:
-    """How networks recover: in how many steps first and at most, and from which seed.
-
-    `first` is 0 where nothing may be trained. `roundings` are the ways to round more finely than
-    to the nearest that make sense for the network, best first.
-    """
-
-    first: int
-    most: int
-    seed: int = 0
-    roundings: tuple[Choice, ...] = ()
-
-    def choice(self, steps: int, grid: str = "") -> Choice:
-        qat = f", qat {grid}" if grid else ""
-        return Choice("distill", f"{min(steps, self.most)} steps{qat}, seed {self.seed}")
-
-
 def first_shapes(
     menus: Mapping[str, Menu],
     students: Sequence[Offer],
@@ -78,14 +75,16 @@ def first_shapes(
     beliefs: Beliefs,
 ) -> Iterator[Proposal]:
     """Plans along the way from the fastest network to the whole one, and a student or two."""
+    if not menus:
+        return
+    menu = next(iter(menus.values()))
+    low, high = fastest(menu).latency, whole(menu).latency
     for place in FIRST_PLACES:
-        for menu in list(menus.values())[:1]:
-            low, high = fastest(menu).latency, _whole(menu).latency
-            between = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
-            latency = max(min(between, limits.latency), low * (1 + GAP))
-            yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
+        between = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
+        latency = max(min(between, limits.latency), low * (1 + GAP))
+        yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
     for offer in students[: len(students) // 2 + 1 : 2]:
-        yield from _realized(menus, [offer], _recovered(training, offer), {"student": 1.0})
+        yield from _realized(menus, [offer], training, {"student": 1.0})
 
 
 def next_shapes(
@@ -97,21 +96,16 @@ def next_shapes(
 ) -> Iterator[Proposal]:
     """What the frontier suggests: train its shapes longer, fill its gaps, round more finely."""
     best = _on_frontier(attempts)
-    for attempt in best[:PROMISING]:
+    for attempt in [one for one in best if _drop(one) <= WITHIN_REACH][:PROMISING]:
         yield from _longer(attempt, training)
         yield from _finer(attempt, attempts, training)
     menu = next(iter(menus.values()))
+    least = fastest(menu).latency
     for slow, fast in _gaps(best):
         middle = math.sqrt(speed(slow.trial) * speed(fast.trial))
         believed = beliefs.latency.get(slow.proposal.format, 1.0)
-        latency = max(middle / believed, fastest(menu).latency)
+        latency = max(middle / believed, least)
         yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
-
-
-def _whole(menu: Menu) -> Plan:
-    found = plan(menu, Limits())
-    assert found is not None, "without limits there is a solution"
-    return found
 
 
 def _planned(
@@ -119,40 +113,48 @@ def _planned(
 ) -> Iterator[Proposal]:
     """One plan for the first format's costs; the others get the same network."""
     first = next(iter(menus.values()))
-    found = plan(first, limits, beliefs.weight)
-    if found is None:
-        return
-    chosen = set(found.reshaped)
-    offers = [w.offer for w in first.offers if (w.offer.part, w.offer.choice) in chosen]
+    found = plan(first, limits, beliefs.weight) or nearest(first, limits)
+    offers = offers_of(first, found.reshaped)
     losses = {name: loss for name, loss in found.losses.items() if name != "quantize"}
-    yield from _realized(menus, offers, _recovered(training, *offers), losses)
-
-
-def _recovered(training: Training, *offers: Offer) -> Shape:
-    """The offers' choices, and the training that follows them."""
-    shape = tuple(sorted((offer.part, offer.choice) for offer in offers))
-    is_trained = shape and training.first
-    return (*shape, (NETWORK, training.choice(training.first))) if is_trained else shape
+    yield from _realized(menus, offers, training, losses)
 
 
 def _realized(
-    menus: Mapping[str, Menu], offers: Sequence[Offer], shape: Shape, losses: Mapping[str, float]
+    menus: Mapping[str, Menu],
+    offers: Sequence[Offer],
+    training: Training,
+    losses: Mapping[str, float],
 ) -> Iterator[Proposal]:
     """One network in every format, with the precisions that are fast there and lose little."""
+    work = work_of(next(iter(menus.values())), offers)
+    shape = recovered(offers, training, work)
     for name, menu in menus.items():
         settled = settle(menu, offers)
         limit = fastest(settled).latency * SLACK
         found = plan(settled, Limits(latency=limit))
         if found is not None:
             all_losses = {**losses, "quantize": found.losses.get("quantize", 0.0)}
-            yield named(Proposal("", name, shape, found.precisions, found.latency, all_losses))
+            planned = Proposal("", name, shape, found.precisions, found.latency, all_losses, work)
+            yield named(planned)
+
+
+def work_of(menu: Menu, offers: Sequence[Offer]) -> float:
+    """What the network computes after the offers, as a share of the whole one, in float."""
+    return whole(settle(menu, offers)).latency / whole(settle(menu, ())).latency
+
+
+def recovered(offers: Sequence[Offer], training: Training, work: float) -> Shape:
+    """The offers' choices, and the training that follows them."""
+    shape = tuple(sorted((offer.part, offer.choice) for offer in offers))
+    steps = training.first_steps(work) if shape else 0
+    return (*shape, (NETWORK, training.choice(steps))) if steps else shape
 
 
 def _longer(attempt: Attempt, training: Training) -> Iterator[Proposal]:
     """The same network after more steps."""
-    steps = steps_of(attempt.proposal)
-    if steps and steps < training.most:
-        choice = training.choice(steps * LONGER)
+    steps, most = steps_of(attempt.proposal), training.most_steps(attempt.proposal.work)
+    if steps and steps < most:
+        choice = training.choice(min(steps * LONGER, most))
         yield named(replace(attempt.proposal, reshaped=_with(attempt.proposal.reshaped, choice)))
 
 
@@ -167,11 +169,11 @@ def _finer(attempt: Attempt, attempts: Sequence[Attempt], training: Training) ->
     grid = "int4" if Precision.INT4_WEIGHTS in integer else "int8"
     tried = {c for one in attempts for c in _roundings(one.proposal, proposal)}
     for rounding in training.roundings:
-        if rounding not in tried and rounding.option.endswith("int4") == (grid == "int4"):
+        if rounding not in tried and (" int4" in rounding.option) == (grid == "int4"):
             shape = tuple((part, c) for part, c in proposal.reshaped if c.method != "round")
             yield named(replace(proposal, reshaped=(*shape, (NETWORK, rounding))))
             break
-    steps = steps_of(proposal) or training.first
+    steps = steps_of(proposal) or training.first_steps(proposal.work)
     if steps and not any("qat" in option for option in _trainings(proposal)):
         choice = training.choice(steps, grid)
         yield named(replace(proposal, reshaped=_with(proposal.reshaped, choice)))
@@ -216,6 +218,10 @@ def _on_frontier(attempts: Sequence[Attempt]) -> list[Attempt]:
         (attempt for attempt in attempts if id(attempt.trial) in found),
         key=lambda attempt: speed(attempt.trial),
     )
+
+
+def _drop(attempt: Attempt) -> float:
+    return attempt.trial.figures["accuracy_drop"].value
 
 
 def _gaps(best: Sequence[Attempt]) -> list[tuple[Attempt, Attempt]]:

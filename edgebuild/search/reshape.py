@@ -16,6 +16,7 @@ from edgebuild.search.case import Case
 from edgebuild.vocabulary.contracts import Progress, Stage, Workplace
 from edgebuild.vocabulary.offer import Choice, Part
 from edgebuild.vocabulary.program import Program
+from edgebuild.vocabulary.recipe import change_words
 
 Reshaped = Sequence[tuple[Part, Choice]]
 
@@ -58,7 +59,8 @@ def reshaped_network(case: Case, reshaped: Reshaped, progress: Progress) -> nn.M
 
     def make(folder: Path) -> None:
         network = reshaped_network(case, earlier, progress)
-        workplace = Workplace(progress, case.cache.scratch("recovery", key))
+        scratch = case.cache.scratch("recovery", key)
+        workplace = Workplace(progress, scratch)
         changed = catalog.method(name).apply(network, dict(last), case.lesson, workplace)
         try:
             torch.save(changed, folder / "network.pt")
@@ -66,9 +68,7 @@ def reshaped_network(case: Case, reshaped: Reshaped, progress: Progress) -> nn.M
             progress.say(f"[yellow]the network cannot be stored for a next build: {error}")
             case.unstored[key] = changed
             raise _Unstored from error
-        workplace_folder = workplace.scratch
-        if workplace_folder is not None:
-            case.cache.forget(workplace_folder)
+        case.cache.forget(scratch)
 
     try:
         folder = case.cache.entry("network", key, make)
@@ -96,8 +96,5 @@ def _order(method: str) -> tuple[Stage, str]:
 
 def _key(case: Case, reshaped: Reshaped) -> str:
     """Names the result: the network, the data that methods look at, and every choice."""
-    words = sorted(
-        (part.path, part.kind, choice.method, choice.option) for part, choice in reshaped
-    )
     data = case.calibration.digest, case.validation.digest
-    return digest(case.program.fingerprint, data, case.scoring, words)
+    return digest(case.program.fingerprint, data, case.scoring, change_words(reshaped))

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,15 @@ from torch.utils import _pytree as pytree
 from edgebuild import catalog
 from edgebuild.cache import digest
 from edgebuild.search.case import Case
-from edgebuild.search.layers import layer_shapes, weights
+from edgebuild.search.layers import layer_shapes
 from edgebuild.search.plan import Weighed
 from edgebuild.search.reshape import changed_once
 from edgebuild.search.score import divergence
 from edgebuild.search.sensitivity import Losses, sensitivity
 from edgebuild.vocabulary.contracts import Progress, Stage
 from edgebuild.vocabulary.errors import MethodFailed, told
-from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, PartKind
+from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, PartKind, weights
+from edgebuild.vocabulary.recipe import change_words
 from edgebuild.vocabulary.target import RuntimeFacts
 
 SAMPLES = 16
@@ -72,16 +74,17 @@ def survey(
     for offer in offers:
         if offer.part.kind is not PartKind.NETWORK:
             parts.setdefault(offer.part, []).append(offer)
+    examiner = Examiner(case)
     weighed: list[Weighed] = []
     with progress.step("Surveying changes", total=len(parts)) as step:
         for part, of_part in parts.items():
             try:
-                weighed += _weighed(case, of_part)
+                weighed += _weighed(examiner, of_part)
             except MethodFailed as error:
                 dropped[f"{of_part[0].choice.method} at {part.path}"] = told(error)
             step.advance(part.path)
     return Survey(
-        layers=layer_shapes(case.program),
+        layers=examiner.layers,
         offers=tuple(weighed),
         students=tuple(offer for offer in offers if offer.part.kind is PartKind.NETWORK),
         roundings=tuple(_roundings(case, families, runtime)),
@@ -113,17 +116,16 @@ def _roundings(case: Case, families: Sequence[str], runtime: RuntimeFacts) -> It
             yield from (offer.choice for offer in catalog.method(name).offers(case.lesson, runtime))
 
 
-def _weighed(case: Case, offers: Sequence[Offer]) -> Iterator[Weighed]:
+def _weighed(examiner: Examiner, offers: Sequence[Offer]) -> Iterator[Weighed]:
     """The offers of one part with their losses: of each form a few measured, others between."""
-    layers = layer_shapes(case.program)
     forms: dict[str, list[Offer]] = {}
     for offer in offers:
         # "tucker 8 x 24" and "spatial 16" lose differently at the same size.
         forms.setdefault(NUMBERS.sub("", offer.choice.option), []).append(offer)
     for form in forms.values():
-        taken = np.log([max(_taken_away(offer, layers), 1e-6) for offer in form])
+        taken = np.log([max(_taken_away(offer, examiner.layers), 1e-6) for offer in form])
         chosen = _spread(len(form), MEASURED_SIZES, np.argsort(taken))
-        known = {index: math.log(_loss(case, form[index])) for index in chosen}
+        known = {index: math.log(examiner.loss(form[index])) for index in chosen}
         for index, offer in enumerate(form):
             yield Weighed(offer, math.exp(_interpolated(taken[index], taken, known)))
 
@@ -156,25 +158,49 @@ def _taken_away(offer: Offer, layers: Mapping[str, LayerShape]) -> float:
     return 1 - sum(weights(shape) for shape in shapes) / weights(layers[path])
 
 
-def _loss(case: Case, offer: Offer) -> float:
-    """KL of the outputs with this offer alone carried out, in nats."""
+@dataclass(frozen=True)
+class Examiner:
+    """Finds what offers lose; what all of them are compared with is computed once."""
 
-    def make(folder: Path) -> None:
-        network = changed_once(case, offer.part, offer.choice)
-        rows = [tuple(map(torch.tensor, row)) for row in case.calibration.rows(SAMPLES)]
-        wanted, got = _outputs(case.workload.network, rows), _outputs(network, rows)
-        (folder / "loss.json").write_text(json.dumps(divergence(got, wanted)))
+    case: Case
 
-    choice = offer.part.path, offer.part.kind, offer.choice.method, offer.choice.option
-    key = digest(case.program.fingerprint, case.calibration.digest, SAMPLES, choice)
-    entry = case.cache.entry("offer", key, make)
-    loss = float(json.loads((entry / "loss.json").read_text()))
-    if not math.isfinite(loss):
-        raise MethodFailed(f"{offer.part.path}: {offer.choice.option} makes the outputs NaN")
-    return max(loss, NO_LOSS)
+    @cached_property
+    def layers(self) -> dict[str, LayerShape]:
+        return layer_shapes(self.case.program)
+
+    @cached_property
+    def _rows(self) -> list[tuple[torch.Tensor, ...]]:
+        return [tuple(map(torch.tensor, row)) for row in self.case.calibration.rows(SAMPLES)]
+
+    @cached_property
+    def _wanted(self) -> list[np.ndarray]:
+        return _outputs(self.case.workload.network, self._rows)
+
+    def loss(self, offer: Offer) -> float:
+        """KL of the outputs with this offer alone carried out, in nats.
+
+        Raises:
+            MethodFailed: it cannot be carried out, or makes the outputs NaN.
+        """
+        case = self.case
+
+        def make(folder: Path) -> None:
+            network = changed_once(case, offer.part, offer.choice)
+            found = divergence(_outputs(network, self._rows), self._wanted)
+            (folder / "loss.json").write_text(json.dumps(found))
+
+        change = change_words([(offer.part, offer.choice)])
+        key = digest(case.program.fingerprint, case.calibration.digest, SAMPLES, change)
+        entry = case.cache.entry("offer", key, make)
+        loss = float(json.loads((entry / "loss.json").read_text()))
+        if not math.isfinite(loss):
+            raise MethodFailed(f"{offer.part.path}: {offer.choice.option} makes the outputs NaN")
+        return max(loss, NO_LOSS)
 
 
 def _outputs(network: nn.Module, rows: Iterable[tuple[torch.Tensor, ...]]) -> list[np.ndarray]:
     with torch.no_grad():
-        columns = zip(*(pytree.tree_leaves(network(*row)) for row in rows), strict=True)
+        # Copied: a network may write into its inputs.
+        answers = (network(*(tensor.clone() for tensor in row)) for row in rows)
+        columns = zip(*(pytree.tree_leaves(answer) for answer in answers), strict=True)
         return [torch.cat(column).numpy() for column in columns]

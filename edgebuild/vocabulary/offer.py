@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -59,6 +60,39 @@ class LayerShape:
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
+
+
+def weights(shape: LayerShape) -> int:
+    """Elements of the weight, without the bias."""
+    return shape.inputs * shape.outputs // shape.groups * math.prod(shape.kernel)
+
+
+def macs(shape: LayerShape) -> int:
+    """Multiply-accumulates of one run, as `capture` counts them."""
+    if shape.kind is LayerKind.EMBEDDING:
+        return 0
+    is_turned = shape.kind is LayerKind.TRANSPOSED
+    positions = shape.extent if is_turned else output_extent(shape)
+    return math.prod(positions) * weights(shape)
+
+
+def activations(shape: LayerShape) -> int:
+    """Elements that one run reads and puts out."""
+    positions = macs(shape) // max(weights(shape), 1)
+    return shape.inputs * math.prod(shape.extent) + shape.outputs * positions
+
+
+def output_extent(shape: LayerShape) -> tuple[int, ...]:
+    """The size of the output without batch and channels, of a layer that is not transposed."""
+    if not shape.kernel:
+        return shape.extent
+    axes = zip(
+        *(shape.extent, shape.kernel, shape.stride, shape.padding, shape.dilation), strict=True
+    )
+    return tuple(
+        (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for size, kernel, stride, padding, dilation in axes
+    )
 
 
 @dataclass(frozen=True)

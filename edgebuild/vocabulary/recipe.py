@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,9 +64,12 @@ class Recipe:
     @property
     def shape(self) -> tuple[tuple[str, str, str, str], ...]:
         """The changes to the network alone, as sorted words: equal for equal networks."""
-        return tuple(
-            sorted((part.path, part.kind.value, *_words(choice)) for part, choice in self.reshaped)
-        )
+        return change_words(self.reshaped)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it leaves the network as it is, in the precision that it came in."""
+        return not self.reshaped and set(self.precisions.values()) <= {Precision.FP32}
 
     @property
     def digest(self) -> str:
@@ -73,6 +77,11 @@ class Recipe:
         steps = sorted((site.path, *_words(choice)) for site, choice in self.chosen)
         text = json.dumps([self.format, steps, self.shape])
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def change_words(reshaped: Iterable[tuple[Part, Choice]]) -> tuple[tuple[str, str, str, str], ...]:
+    """Changes to a network as sorted words, for names that are made of them."""
+    return tuple(sorted((part.path, part.kind.value, *_words(choice)) for part, choice in reshaped))
 
 
 def _words(choice: Choice) -> tuple[str, str]:

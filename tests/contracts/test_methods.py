@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import pytest
@@ -33,19 +33,13 @@ Chosen = Mapping[Part, Choice]
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(scope="module", params=ZOO)
 def name(request: pytest.FixtureRequest) -> str:
     """One network after the other: what methods find out about it serves all tests of it."""
     return str(request.param)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tiny networks gain nothing from more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @every_method

@@ -18,7 +18,7 @@ from zoo import ZOO, samples
 
 from edgebuild import Workload
 from edgebuild.cache import Cache
-from edgebuild.methods import _factorize_moments
+from edgebuild.methods import _input_moments
 from edgebuild.methods._factorize_forms import (
     Form,
     Rank,
@@ -29,31 +29,20 @@ from edgebuild.methods._factorize_forms import (
     is_lighter,
     regularized,
 )
-from edgebuild.methods._factorize_layers import (
+from edgebuild.methods._input_moments import calibration, patches, second_moments
+from edgebuild.methods._own_layers import (
     OwnLayer,
-    macs,
     own_layers,
-    weights,
 )
-from edgebuild.methods._factorize_moments import calibration, patches, second_moments
 from edgebuild.methods.factorize import LEAST_MACS, Factorize, factorized
 from edgebuild.samples import store_split
 from edgebuild.vocabulary.errors import MethodFailed
-from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, PartKind
+from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, PartKind, macs, weights
 from edgebuild.vocabulary.precision import LayerKind
 from edgebuild.vocabulary.target import Activations, RuntimeFacts
 
 RUNTIME = RuntimeFacts("onnxruntime", "any", 1, Activations.UINT8, 8, {})
 WIDE = 10**6
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The products are small: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @st.composite
@@ -456,7 +445,7 @@ def test_the_moment_is_the_mean_over_all_patches(monkeypatch: pytest.MonkeyPatch
     layers_ = own_layers(network, workload.example)
     with calibration(workload, len(images)) as shown:
         at_once = dict(second_moments(network, layers_, shown))
-        monkeypatch.setattr(_factorize_moments, "BYTES_OF_MOMENTS", 1.0)
+        monkeypatch.setattr(_input_moments, "BYTES_OF_MOMENTS", 1.0)
         one_by_one = dict(second_moments(network, layers_, shown))
     padded = functional.pad(torch.cat(images), (1, 1, 1, 1)).double()
     seen = torch.stack(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -35,15 +35,6 @@ from edgebuild.vocabulary.target import Activations, RuntimeFacts
 SKIP = Choice("prune", "skip")
 IMAGE = torch.zeros(1, 3, 8, 8)
 TOKENS = torch.zeros(1, 6, 32)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tiny networks gain nothing from more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- networks -------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,10 +22,10 @@ from zoo import ZOO, Specimen, samples
 
 from edgebuild.capture import capture, operator_name
 from edgebuild.inputs.target_file import load_target
+from edgebuild.methods._batch_norms import fold_batch_norms
 from edgebuild.methods._round_adaround import adaround
 from edgebuild.methods._round_clip import clipped
 from edgebuild.methods._round_equalize import equalizable
-from edgebuild.methods._round_fold import fold_batch_norms
 from edgebuild.methods._round_gptq import gptq
 from edgebuild.methods._round_grid import GRIDS, Steps
 from edgebuild.methods._round_layers import layers_of
@@ -50,15 +50,6 @@ ROUNDED = (
     "equalize, smooth, gptq, bias-correction int4-linear-blocks",
     "adaround int4-convolutions",
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tiny networks gain nothing from more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def workload_of(specimen: Specimen) -> Workload:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,15 +29,6 @@ from edgebuild.vocabulary.contracts import Stage
 from edgebuild.vocabulary.errors import MethodFailed
 from edgebuild.vocabulary.offer import Choice, Part, PartKind
 from edgebuild.vocabulary.target import Activations, RuntimeFacts
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The products are small: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def runtime(name: str = "litert") -> RuntimeFacts:

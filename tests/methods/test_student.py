@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,15 +13,6 @@ from edgebuild.methods.student import Student
 from edgebuild.vocabulary.errors import MethodFailed
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part, PartKind
 from edgebuild.vocabulary.target import Activations, RuntimeFacts
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tiny networks gain nothing from more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _workload(name: str) -> Workload:

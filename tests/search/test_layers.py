@@ -17,12 +17,10 @@ from edgebuild.search.layers import (
     input_of,
     layer_runs,
     layer_shapes,
-    macs,
     module_of,
     resized,
-    weights,
 )
-from edgebuild.vocabulary.offer import LayerShape
+from edgebuild.vocabulary.offer import LayerShape, macs, weights
 from edgebuild.vocabulary.precision import LayerKind
 
 WIDTHS = st.integers(2, 6)

@@ -15,7 +15,7 @@ from edgebuild import cache as cache_module
 from edgebuild import catalog
 from edgebuild.cache import Cache
 from edgebuild.inputs.target_file import load_target
-from edgebuild.search import loop, measure, propose, reshape
+from edgebuild.search import loop, measure, propose, reshape, training
 from edgebuild.search.case import Case
 from edgebuild.search.loop import Found, Wishes, search
 from edgebuild.vocabulary.offer import NETWORK, Choice, Part, PartKind
@@ -31,7 +31,7 @@ TRAINED = (NETWORK, Choice("distill", "3 steps, seed 0"))
 @pytest.fixture(autouse=True)
 def _short_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "SEARCHING", replace(measure.SEARCHING, seconds=0.0, count=8))
-    monkeypatch.setattr(loop, "STEPS", (2, 4))
+    monkeypatch.setattr(training, "STEPS", (2, 4))
     monkeypatch.setattr(propose, "FIRST_PLACES", (0.3,))
 
 

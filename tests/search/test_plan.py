@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_search import CHANNELS, factorized, linear, menu, narrowed, seconds, skipped
 
-from edgebuild.search.layers import weights
-from edgebuild.search.plan import GAP, Limits, Menu, Plan, Weighed, fastest, plan, settle
-from edgebuild.vocabulary.offer import Part
+from edgebuild.search.plan import GAP, Limits, Menu, Plan, Weighed, fastest, nearest, plan, settle
+from edgebuild.vocabulary.offer import Part, weights
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.units import Seconds
 
@@ -124,6 +123,22 @@ def test_without_limits_nothing_is_lost() -> None:
 
 def test_a_limit_that_nothing_keeps_has_no_plan() -> None:
     assert plan(menu(), Limits(latency=1e-9)) is None
+
+
+@given(offers=OFFERS, slow=st.floats(0.05, 0.9), large=st.floats(0.05, 0.9))
+def test_the_nearest_exceeds_its_worst_limit_least(
+    offers: list[Weighed], slow: float, large: float
+) -> None:
+    given_menu = menu(*offers)
+    tried = [(latency, size) for _, latency, size in everything(given_menu)]
+    limits = Limits(
+        latency=slow * min(latency for latency, _ in tried),
+        storage=large * min(size for _, size in tried),
+    )
+    found = nearest(given_menu, limits)
+    least = min(max(latency / limits.latency, size / limits.storage) for latency, size in tried)
+    factor = max(found.latency / limits.latency, found.storage / limits.storage)
+    assert factor == pytest.approx(least, rel=2 * GAP)
 
 
 def test_what_a_family_is_known_to_lose_decides_between_families() -> None:

@@ -8,11 +8,12 @@ from small_search import CHANNELS, linear, menu, narrowed, seconds, tried
 from edgebuild.search.explain import explain
 from edgebuild.search.learn import Beliefs
 from edgebuild.search.plan import Limits, Menu, fastest, plan
-from edgebuild.search.propose import Attempt, Proposal, Training, first_shapes, next_shapes
+from edgebuild.search.propose import Attempt, Proposal, first_shapes, next_shapes
+from edgebuild.search.training import Training
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part, PartKind
 from edgebuild.vocabulary.precision import Precision
 
-TRAINING = Training(first=100, most=900)
+TRAINING = Training(first=100.0, most=900.0, step=1.0)
 STUDENT = Offer(NETWORK, Choice("student", "width 50 %"), {"layers.0": 32}, {"layers.1": 32})
 WIDTHS = [narrowed("layers.0", "layers.1", kept, (1 - kept / CHANNELS) ** 2) for kept in (16, 32)]
 SHAPE = ((Part("layers.0", PartKind.CHANNELS), Choice("prune", "keep 16 of 64")),)
@@ -46,7 +47,7 @@ def test_what_is_changed_is_trained_and_what_is_not_is_not(menus: dict[str, Menu
 
 
 def test_nothing_is_trained_where_nothing_can_be(menus: dict[str, Menu]) -> None:
-    for proposal in first(menus, Training(0, 0)):
+    for proposal in first(menus, Training()):
         assert all(choice.method != "distill" for _, choice in proposal.reshaped)
 
 
@@ -67,27 +68,27 @@ def following(menus: dict[str, Menu], *attempts: Attempt) -> list[Proposal]:
 
 
 def test_what_is_on_the_frontier_is_trained_longer(menus: dict[str, Menu]) -> None:
-    proposals = following(menus, attempt(0.9, 1e-5), attempt(0.8, 1e-6, steps=100))
-    longer = (*SHAPE, (NETWORK, Choice("distill", "300 steps, seed 0")))
+    proposals = following(menus, attempt(0.95, 1e-5), attempt(0.93, 1e-6, steps=100))
+    longer = (*SHAPE, (NETWORK, Choice("distill", "400 steps, seed 0")))
     assert longer in [proposal.reshaped for proposal in proposals]
 
 
 def test_what_is_beaten_is_not(menus: dict[str, Menu]) -> None:
-    proposals = following(menus, attempt(0.9, 1e-6), attempt(0.8, 1e-5, steps=100))
-    assert all("300 steps" not in str(proposal.reshaped) for proposal in proposals)
+    proposals = following(menus, attempt(0.95, 1e-6), attempt(0.93, 1e-5, steps=100))
+    assert all("400 steps" not in str(proposal.reshaped) for proposal in proposals)
 
 
 def test_training_ends_at_the_most_steps_that_there_is_time_for(menus: dict[str, Menu]) -> None:
-    proposals = following(menus, attempt(0.9, 1e-5), attempt(0.8, 1e-6, steps=900))
-    assert all("2700" not in str(proposal.reshaped) for proposal in proposals)
+    proposals = following(menus, attempt(0.95, 1e-5), attempt(0.93, 1e-6, steps=800))
+    assert all("distill" not in str(proposal.reshaped) for proposal in proposals)
 
 
 def test_integers_that_cost_score_are_trained_on_their_grid(menus: dict[str, Menu]) -> None:
-    floating = attempt(0.90, 5e-6, steps=100)
-    lossy = attempt(0.85, 1e-6, steps=100, integer=True)
+    floating = attempt(0.97, 5e-6, steps=100)
+    lossy = attempt(0.92, 1e-6, steps=100, integer=True)
     options = [c.option for one in following(menus, floating, lossy) for _, c in one.reshaped]
     assert any("qat int8" in option for option in options)
-    exact = attempt(0.899, 1e-6, steps=100, integer=True)
+    exact = attempt(0.969, 1e-6, steps=100, integer=True)
     options = [c.option for one in following(menus, floating, exact) for _, c in one.reshaped]
     assert not any("qat int8" in option for option in options)
 

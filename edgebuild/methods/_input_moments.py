@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgebuild.cache import Cache
-from edgebuild.methods._factorize_layers import Layer, OwnLayer, Tensors, run, watching
+from edgebuild.methods._own_layers import Layer, OwnLayer, Tensors, run, watching
 from edgebuild.samples import StoredSamples, store_split
 from edgebuild.vocabulary.errors import MethodFailed
 from edgebuild.vocabulary.workload import Workload

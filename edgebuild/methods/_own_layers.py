@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgebuild.vocabulary.errors import MethodFailed
-from edgebuild.vocabulary.offer import Choice, LayerShape, Part
+from edgebuild.vocabulary.offer import Choice, LayerShape, Part, macs
 from edgebuild.vocabulary.precision import LayerKind
 from edgebuild.vocabulary.workload import Workload
 
@@ -147,29 +147,6 @@ def watching(layers: Mapping[str, Layer], see: Watcher) -> Iterator[None]:
 
             hooks.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
         yield
-
-
-def macs(shape: LayerShape) -> int:
-    """The multiply-accumulates of one run."""
-    return weights(shape) * math.prod(output_extent(shape))
-
-
-def weights(shape: LayerShape) -> int:
-    """The weights, without the bias."""
-    return shape.outputs * shape.inputs // shape.groups * math.prod(shape.kernel)
-
-
-def output_extent(shape: LayerShape) -> tuple[int, ...]:
-    """The size of the output without batch and channels."""
-    if not shape.kernel:
-        return shape.extent
-    axes = zip(
-        *(shape.extent, shape.kernel, shape.stride, shape.padding, shape.dilation), strict=True
-    )
-    return tuple(
-        (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        for size, kernel, stride, padding, dilation in axes
-    )
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, Layer]]:

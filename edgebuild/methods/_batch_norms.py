@@ -13,10 +13,15 @@ from edgebuild.vocabulary.precision import LayerKind
 from edgebuild.vocabulary.program import Program
 
 Norm = nn.modules.batchnorm._BatchNorm
+# A class made from one of these may do more than normalize.
+PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def fold_batch_norms(network: nn.Module, example: tuple[Tensor, ...]) -> Program:
     """Folds every BatchNorm module that alone reads a layer's outputs; captures the result.
+
+    In place, as all exporters do before they quantize. One whose layer is also read elsewhere
+    stays.
 
     Pairs are found in the captured graph, so that it does not matter how the network's code calls
     its modules. The module becomes an nn.Identity wherever it stands.
@@ -47,8 +52,10 @@ def _pairs(program: Program, network: nn.Module) -> Iterator[tuple[Layer, Norm]]
 
 def _norms(network: nn.Module) -> Iterator[Norm]:
     for module in network.modules():
-        if isinstance(module, Norm) and not module.training and module.running_mean is not None:
-            yield module
+        if type(module) in PLAIN and not module.training:
+            assert isinstance(module, Norm)
+            if module.running_mean is not None:
+                yield module
 
 
 def _fits(layer: Layer, source: fx.Node) -> bool:

@@ -1,0 +1,55 @@
+"""Says how long changed networks are trained: as many steps as there is time for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgebuild.vocabulary.offer import Choice
+
+# Few lengths, so that what was trained once is found again.
+STEPS = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)
+# The teacher's pass forward, as a share of a step in which the whole network is the student.
+TEACHER = 0.25
+# What is small on a device is not as small in training, where operators are called one by one.
+LEAST_WORK = 0.05
+
+
+@dataclass(frozen=True)
+class Training:
+    """How networks recover.
+
+    Attributes:
+        first: the seconds that a network is trained for at first.
+        most: the seconds that it may be trained for when it has shown promise.
+        step: the seconds that a step takes with the whole network as the student; None where
+            nothing may be trained.
+        seed: what batches are drawn from.
+        roundings: the ways to round more finely than to the nearest, best first.
+    """
+
+    first: float = 0.0
+    most: float = 0.0
+    step: float | None = None
+    seed: int = 0
+    roundings: tuple[Choice, ...] = ()
+
+    def first_steps(self, work: float) -> int:
+        """How many steps a network is trained for at first; 0 where nothing may be trained.
+
+        `work` is what it computes, as a share of the whole network.
+        """
+        return self._steps(self.first, work)
+
+    def most_steps(self, work: float) -> int:
+        """How many steps there is time for, for one network."""
+        return self._steps(self.most, work)
+
+    def choice(self, steps: int, grid: str = "") -> Choice:
+        qat = f", qat {grid}" if grid else ""
+        return Choice("distill", f"{steps} steps{qat}, seed {self.seed}")
+
+    def _steps(self, seconds: float, work: float) -> int:
+        if self.step is None:
+            return 0
+        taken = self.step * (TEACHER + (1 - TEACHER) * max(work, LEAST_WORK))
+        return max((steps for steps in STEPS if steps * taken <= seconds), default=STEPS[0])
