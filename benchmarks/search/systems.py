@@ -23,7 +23,7 @@ from edgebuild.search.propose import Proposal, named, recovered, work_of
 from edgebuild.search.training import Training
 from edgebuild.vocabulary.artifact import Artifact
 from edgebuild.vocabulary.contracts import Device, Progress
-from edgebuild.vocabulary.offer import NETWORK, Offer, Part
+from edgebuild.vocabulary.offer import Offer, Part
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.target import Preference
 

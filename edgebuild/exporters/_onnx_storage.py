@@ -8,7 +8,7 @@ storage of fp16, of eight-bit floats and of single bits, whose layers compute in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -21,6 +21,9 @@ from edgebuild.vocabulary.precision import FOUR_BIT_STEPS
 
 # The largest number of E4M3FN.
 LARGEST_FP8 = 448.0
+# Where operators that read eight-bit weights have the zero point, two inputs after the weight.
+ZERO_POINTS = {"DequantizeLinear": 2, "MatMulInteger": 3}
+SHIFT = 128
 
 
 def widen_at_load(model: onnx.ModelProto, names: Iterable[str]) -> None:
@@ -105,6 +108,41 @@ def pack_four_bit(model: onnx.ModelProto, names: Iterable[str]) -> None:
         values = numpy_helper.to_array(tensor)
         assert np.abs(values).max() <= FOUR_BIT_STEPS, f"{name} is not on the four-bit grid"
         _store_narrow(model, tensor, values.astype(ml_dtypes.int4), TensorProto.INT8)
+
+
+def shift_shared_weights(model: onnx.ModelProto) -> None:
+    """Stores int8 weights that several layers read as uint8, with 128 for zero.
+
+    They mean the same. Where x86 has no VNNI, onnxruntime would shift each signed weight itself so
+    that nothing overflows, but cannot do so twice.
+    """
+    readers = _readers(model)
+    for tensor in [t for t in model.graph.initializer if t.data_type == TensorProto.INT8]:
+        nodes = [node for node in readers.get(tensor.name, []) if node.op_type in ZERO_POINTS]
+        layers = [layer for node in nodes for layer in _layers_behind(node, readers)]
+        is_weight = any(node.input[ZERO_POINTS[node.op_type] - 2] == tensor.name for node in nodes)
+        if is_weight and len(layers) > 1:
+            for node in nodes:
+                position = ZERO_POINTS[node.op_type]
+                zero = f"{node.input[position]}_shifted"
+                old = _initializer(model, node.input[position])
+                _add_constant(model, zero, np.full(old.dims, SHIFT, np.uint8))
+                node.input[position] = zero
+            shifted = numpy_helper.to_array(tensor).astype(np.int16) + SHIFT
+            tensor.CopyFrom(numpy_helper.from_array(shifted.astype(np.uint8), tensor.name))
+
+
+def _layers_behind(node: NodeProto, readers: Mapping[str, list[NodeProto]]) -> list[NodeProto]:
+    """The second half of a pair, DequantizeLinear, may serve several layers."""
+    return readers[node.output[0]] if node.op_type == "DequantizeLinear" else [node]
+
+
+def _readers(model: onnx.ModelProto) -> dict[str, list[NodeProto]]:
+    found: dict[str, list[NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node)
+    return found
 
 
 def four_bit_grid(model: onnx.ModelProto, name: str) -> list[dict[str, object]]:
