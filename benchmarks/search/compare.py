@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from summary import write_summary
 from systems import SYSTEMS, Row, is_seeded, rows_of
 
 from edgebuild import catalog
@@ -110,6 +111,7 @@ def _write_results(folder: Path) -> None:
         "rows": rows,
     }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    write_summary(RESULTS)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def shift_shared_weights(model: onnx.ModelProto) -> None:
 
 def _layers_behind(node: NodeProto, readers: Mapping[str, list[NodeProto]]) -> list[NodeProto]:
     """The second half of a pair, DequantizeLinear, may serve several layers."""
-    return readers[node.output[0]] if node.op_type == "DequantizeLinear" else [node]
+    return readers.get(node.output[0], []) if node.op_type == "DequantizeLinear" else [node]
 
 
 def _readers(model: onnx.ModelProto) -> dict[str, list[NodeProto]]:

@@ -95,7 +95,8 @@ class Onnx:
         if static.nodes:
             ranges = self._ranges(candidate, source)
             model = quantize_layers(model, static, candidate, ranges, folder)
-        storage.shift_shared_weights(model)
+        if not is_signed(candidate):
+            storage.shift_shared_weights(model)
         storage.widen_at_load(model, _weights(weights, precisions, Precision.FP16))
         storage.store_as_fp8(model, _weights(weights, precisions, Precision.FP8_WEIGHTS))
         storage.store_as_signs(model, _weights(weights, precisions, Precision.BINARY_WEIGHTS))
@@ -316,20 +317,22 @@ def _settings(candidate: Candidate, static: StaticLayers) -> dict[str, str]:
     """What onnxruntime must be told, so that integers do not overflow and float layers stay float.
 
     Without VNNI, x86 multiplies unsigned activations by signed weights in sixteen bits that
-    saturate; with this, it takes slower kernels that do not. Other CPUs take no notice.
+    saturate; told so, it takes slower kernels that do not. Other CPUs take no notice. Signed
+    activations have no such kernels, and need none.
     """
+    has_signed = bool(static.nodes) and is_signed(candidate)
+    has_integers = any(precision.is_integer for precision in candidate.recipe.precisions.values())
     settings = {}
-    if any(precision.is_integer for precision in candidate.recipe.precisions.values()):
+    if has_integers and not has_signed:
         settings["session.x64quantprecision"] = "1"
-    if not static.nodes:
-        return settings
-    # By itself it rounds the weights of a float convolution between integer layers, per tensor.
-    switched_off = ["WeightBiasQuantization"]
-    if static.has_wide_activations:
-        # It would multiply in eight bits what was to have sixteen (MatMulNBits for MatMul).
-        switched_off.append("QDQSelectorActionTransformer")
-    settings["optimization.disable_specified_optimizers"] = ";".join(switched_off)
-    if is_signed(candidate):
+    if has_signed:
         # Signed activations fuse on every CPU only if they are allowed to.
         settings["session.qdqisint8allowed"] = "1"
+    if static.nodes:
+        # By itself it rounds the weights of a float convolution between integer layers, per tensor.
+        switched_off = ["WeightBiasQuantization"]
+        if static.has_wide_activations:
+            # It would multiply in eight bits what was to have sixteen (MatMulNBits for MatMul).
+            switched_off.append("QDQSelectorActionTransformer")
+        settings["optimization.disable_specified_optimizers"] = ";".join(switched_off)
     return settings

@@ -11,12 +11,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class _Isa:
-    """A CPU's instruction set, with what one core of the plainest such CPU does in a cycle."""
+    """A CPU's instruction set, with what one core of the plainest such CPU does in a cycle.
+
+    Float kernels compute `channel_multiple` channels at once.
+    """
 
     name: str
     fp32_per_cycle: int
     int8_per_cycle: int
     reason: str
+    channel_multiple: int = 8
 
 
 def detected_facts(runtimes: Iterable[str]) -> dict[tuple[str, ...], tuple[object, str]]:
@@ -48,7 +52,7 @@ def detected_facts(runtimes: Iterable[str]) -> dict[tuple[str, ...], tuple[objec
         unsigned = is_x86 and name == "onnxruntime"
         facts[*table, "version"] = (_installed_version(name), "detected")
         facts[*table, "activations"] = ("uint8" if unsigned else "int8", "by the detected isa")
-        facts[*table, "channel_multiple"] = (16 if is_x86 else 8, "by the detected isa")
+        facts[*table, "channel_multiple"] = (isa.channel_multiple, "by the detected isa")
     return facts
 
 
@@ -106,10 +110,11 @@ def _x86(flags: frozenset[str]) -> _Isa:
     extensions = {"avx2": "avx2", "avx512f": "avx512f", "avx_vnni": "avx-vnni"}
     extensions |= {"avx512_vnni": "avx512-vnni", "amx_int8": "amx-int8"}
     name = "+".join(["x86-64", *(text for flag, text in extensions.items() if flag in flags)])
+    lanes = 16 if "avx512f" in flags else 8
     if flags & {"avx512_vnni", "avx_vnni"}:
-        return _Isa(name, 32, 128, "512 bits of FMA or VNNI a cycle")
+        return _Isa(name, 32, 128, "512 bits of FMA or VNNI a cycle", lanes)
     if "avx512f" in flags or {"avx2", "fma"} <= flags:
-        return _Isa(name, 32, 64, "512 bits of FMA a cycle")
+        return _Isa(name, 32, 64, "512 bits of FMA a cycle", lanes)
     return _Isa(name, 8, 16, "128 bits of multiply and of add a cycle")
 
 

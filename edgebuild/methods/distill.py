@@ -74,6 +74,10 @@ class Distill(Settings):
         for plan in plans:
             yield Offer(NETWORK, Choice("distill", str(plan)))
 
+    def declined(self, workload: Workload, runtime: RuntimeFacts) -> Mapping[str, str]:
+        reason = _refusal(workload.network, workload.example)
+        return {"": f"it cannot be trained: {reason}"} if reason else {}
+
     def apply(
         self,
         network: nn.Module,

@@ -37,6 +37,7 @@ SHARES = (3 / 4, 1 / 2, 1 / 3, 1 / 4)
 # One more operator takes 0.1 to 0.5 µs, measured in LiteRT and onnxruntime on x86: as long as so
 # many multiply-accumulates, and no smaller layer became faster in either.
 LEAST_MACS = 16_000
+LOOKED_INTO = "the network reads more of it than what it puts out"
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ class Factorize:
         operators that are added would make slower.
         """
         layers = own_layers(workload.network, workload.example)
-        large = [path for path, layer in layers.items() if layer.macs >= LEAST_MACS]
-        for path in replaceable(workload.network, workload.example, large):
+        for path in replaceable(workload.network, workload.example, _large(layers)):
             shape = layers[path].shape
             for sizes in forms_of(shape, runtime.channel_multiple):
                 for form in _few(sizes, shape):
@@ -73,6 +73,14 @@ class Factorize:
                         Choice("factorize", form.option),
                         replaced={path: form.shapes(shape)},
                     )
+
+    def declined(self, workload: Workload, runtime: RuntimeFacts) -> Mapping[str, str]:
+        layers = _large(own_layers(workload.network, workload.example))
+        free = set(replaceable(workload.network, workload.example, layers))
+        declined = dict.fromkeys((path for path in layers if path not in free), LOOKED_INTO)
+        if free and not any(True for _ in self.offers(workload, runtime)):
+            declined[""] = "no rank that the runtime likes saves enough work at any layer"
+        return declined if layers else {"": "no layer is large enough for two to be faster"}
 
     def apply(
         self,
@@ -107,6 +115,10 @@ class Factorize:
         return changed
 
 
+def _large(layers: Mapping[str, OwnLayer]) -> list[str]:
+    return [path for path, layer in layers.items() if layer.macs >= LEAST_MACS]
+
+
 def factorized(layer: OwnLayer, form: Form, moment: Tensor) -> nn.Sequential:
     """The thin layers that stand in a layer's stead, fitted to a moment that can be inverted."""
     weight = layer.module.weight
@@ -129,7 +141,7 @@ def _few(sizes: Sequence[Form], layer: LayerShape) -> list[Form]:
 
 def _refuse_looked_into(network: nn.Module, workload: Workload, paths: Sequence[str]) -> None:
     if missed := set(paths) - set(replaceable(network, workload.example, paths)):
-        raise MethodFailed(f"{min(missed)}: the network reads more of it than what it puts out")
+        raise MethodFailed(f"{min(missed)}: {LOOKED_INTO}")
 
 
 def _form(layer: OwnLayer, choice: Choice) -> Form:

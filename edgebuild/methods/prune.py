@@ -54,6 +54,9 @@ class Prune:
             part = Part(path, PartKind.BLOCK)
             yield Offer(part, SKIP, removed=found.layers_of(path))
 
+    def declined(self, workload: Workload, runtime: RuntimeFacts) -> Mapping[str, str]:
+        return anatomy(workload.network, workload).declined
+
     def apply(
         self,
         network: nn.Module,
@@ -74,10 +77,6 @@ class Prune:
                 if part.kind is not PartKind.BLOCK
             }
             return shrunk(network, workload, kept, blocks, self.importance, self.samples)
-
-    def declined(self, workload: Workload) -> Mapping[str, str]:
-        """Why channels and blocks are not offered, by path."""
-        return anatomy(workload.network, workload).declined
 
 
 def _option(group: ChannelGroup, units: int) -> str:

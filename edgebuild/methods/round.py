@@ -79,6 +79,10 @@ class Round:
         for option in _sensible(program, runtime):
             yield Offer(NETWORK, Choice("round", option))
 
+    def declined(self, workload: Workload, runtime: RuntimeFacts) -> Mapping[str, str]:
+        has_offers = any(True for _ in self.offers(workload, runtime))
+        return {} if has_offers else {"": f"{runtime.name} has no integer kernel for any layer"}
+
     def apply(
         self,
         network: nn.Module,

@@ -73,25 +73,22 @@ class Sparsify:
     storage_binds: bool = False
     samples: int = 64
 
-    def refusal(self, runtime: RuntimeFacts) -> str:
-        """Why it offers nothing for a runtime; empty where it does."""
-        if self.storage_binds:
-            return ""
-        unknown = f"no gain of speed from zeros was ever measured in {runtime.name}"
-        return NO_GAIN.get(runtime.name, unknown)
-
     def offers(self, workload: Workload, runtime: RuntimeFacts) -> Iterator[Offer]:
-        """Every option at every large layer where storage binds; else nothing, as `refusal` says.
+        """Every option at every large layer where storage binds; else nothing, as `declined` says.
 
         The layers keep their shapes, so that an offer names none. Grouped convolutions have few
         weights, and keep them.
         """
-        if self.refusal(runtime):
+        if not self.storage_binds:
             return
         for path, layer in own_layers(workload.network, workload.example).items():
             if layer.shape.groups == 1 and layer.module.weight.numel() >= LEAST_WEIGHTS:
                 for option in OPTIONS:
                     yield Offer(Part(path, PartKind.LAYER), Choice("sparsify", option))
+
+    def declined(self, workload: Workload, runtime: RuntimeFacts) -> Mapping[str, str]:
+        unknown = f"no gain of speed from zeros was ever measured in {runtime.name}"
+        return {} if self.storage_binds else {"": NO_GAIN.get(runtime.name, unknown)}
 
     def apply(
         self,

@@ -59,6 +59,11 @@ class Student:
                 seen.append((kept, blocks))
                 yield _offer(found, size)
 
+    def declined(self, workload: Workload, runtime: RuntimeFacts) -> Mapping[str, str]:
+        found = anatomy(workload.network, workload)
+        is_smaller = any(True for _ in self.offers(workload, runtime))
+        return {} if is_smaller else {"": found.declined.get("", "no width can be multiplied")}
+
     def apply(
         self,
         network: nn.Module,

@@ -81,7 +81,7 @@ def survey(
             try:
                 weighed += _weighed(examiner, of_part)
             except MethodFailed as error:
-                dropped[f"{of_part[0].choice.method} at {part.path}"] = told(error)
+                dropped[_at(of_part[0].choice.method, part.path)] = told(error)
             step.advance(part.path)
     return Survey(
         layers=examiner.layers,
@@ -96,18 +96,25 @@ def survey(
 def _offers(
     case: Case, families: Sequence[str], runtime: RuntimeFacts
 ) -> tuple[list[Offer], dict[str, str]]:
+    """What the methods offer that change layers, and why any method does not offer more."""
     offers: list[Offer] = []
     dropped: dict[str, str] = {}
     for name in families:
         if name == catalog.QUANTIZE:
             continue
         method = catalog.method(name)
-        if method.stage in (Stage.SHRINK, Stage.FACTORIZE):
-            try:
+        try:
+            for path, reason in method.declined(case.lesson, runtime).items():
+                dropped[_at(name, path)] = reason
+            if method.stage in (Stage.SHRINK, Stage.FACTORIZE):
                 offers += method.offers(case.lesson, runtime)
-            except MethodFailed as error:
-                dropped[name] = told(error)
+        except MethodFailed as error:
+            dropped[name] = told(error)
     return offers, dropped
+
+
+def _at(method: str, path: str) -> str:
+    return f"{method} at {path}" if path else method
 
 
 def _roundings(case: Case, families: Sequence[str], runtime: RuntimeFacts) -> Iterator[Choice]:

@@ -59,6 +59,10 @@ class Method(Protocol):
         """
         ...
 
+    def declined(self, workload: Workload, runtime: RuntimeFacts) -> Mapping[str, str]:
+        """Why it offers nothing, by the path of what it might have changed; empty for the whole."""
+        ...
+
     def apply(
         self,
         network: nn.Module,

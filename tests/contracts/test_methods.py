@@ -73,6 +73,13 @@ def test_offers_of_all_parts_are_carried_out_together(name: str, method: str) ->
 
 
 @every_method
+def test_a_method_that_offers_nothing_says_why(name: str, method: str) -> None:
+    declined = catalog.method(method).declined(_workload(name), RUNTIME)
+    assert _offers(name, method) or declined
+    assert all(declined.values())
+
+
+@every_method
 def test_the_same_choices_give_the_same_network(name: str, method: str) -> None:
     offers = _offers(name, method)
     if not offers:

@@ -280,12 +280,12 @@ def test_outputs_stay_and_what_is_added_to_an_input_too() -> None:
     network = _seeded(lambda: nn.Sequential(Residual(nn.Linear(32, 32)), nn.Linear(32, 3)))
     workload = _workload(network, TOKENS)
     assert {part for part in _parts(workload) if part != "0"} == set()
-    assert set(Prune().declined(workload)) == {"0.inner", "1"}
+    assert set(Prune().declined(workload, _runtime())) == {"0.inner", "1"}
 
 
 def test_boxes_and_scores_of_a_detector_keep_their_channels() -> None:
     workload = _zoo("ssdlite")
-    assert {"boxes.0.3", "scores.0.3"} <= set(Prune().declined(workload))
+    assert {"boxes.0.3", "scores.0.3"} <= set(Prune().declined(workload, _runtime()))
     assert not any(part.startswith(("boxes", "scores")) for part in _parts(workload))
 
 
@@ -321,7 +321,7 @@ def test_a_network_that_cannot_be_traced_offers_nothing_and_says_why() -> None:
 
     workload = _workload(Refusing(4, 4), torch.zeros(1, 4))
     assert _offers(workload) == []
-    assert Prune().declined(workload) == {"": "RuntimeError: no gradients, please"}
+    assert Prune().declined(workload, _runtime()) == {"": "RuntimeError: no gradients, please"}
     with pytest.raises(MethodFailed, match="no gradients, please"):
         Prune().apply(workload.network, {_channels("x"): _keep("1 of 4")}, workload)
 
@@ -339,7 +339,7 @@ def test_a_group_that_cannot_be_followed_does_not_keep_others_from_being_offered
     monkeypatch.setattr(tp.DependencyGraph, "get_pruning_group", failing)
     workload = _joined()
     assert _parts(workload) == {"stem", "body.0", "join"}
-    assert Prune().declined(workload)["side"] == "IndexError: lost the way"
+    assert Prune().declined(workload, _runtime())["side"] == "IndexError: lost the way"
 
 
 def test_couplings_without_an_end_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +348,7 @@ def test_couplings_without_an_end_are_given_up(monkeypatch: pytest.MonkeyPatch) 
             return False
 
     monkeypatch.setattr(tp.dependency.group, "Group", Forgetful)
-    assert Prune().declined(_joined())["stem"] == "its couplings have no end"
+    assert Prune().declined(_joined(), _runtime())["stem"] == "its couplings have no end"
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_channels_that_are_mixed_without_weights_stay(mixed: Callable[[Tensor], 
     network = _seeded(lambda: nn.Sequential(nn.Linear(6, 16), Lambda(mixed), nn.Linear(16, 3)))
     workload = _workload(network, torch.zeros(1, 6))
     assert _offers(workload) == []
-    assert "not understood" in Prune().declined(workload)["0"]
+    assert "not understood" in Prune().declined(workload, _runtime())["0"]
 
 
 def test_shuffled_channels_stay_but_a_pixel_shuffle_is_seen_through() -> None:
@@ -428,7 +428,7 @@ def test_shared_weights_stay_shared() -> None:
     changed = Prune().apply(workload.network, {_channels("words"): _keep("4 of 8")}, workload)
     assert changed.head.weight is changed.words.weight
     assert changed.head.weight.shape == (20, 4)
-    assert "share a weight" in Prune().declined(workload)["head"]
+    assert "share a weight" in Prune().declined(workload, _runtime())["head"]
 
 
 # --- blocks ---------------------------------------------------------------------------------

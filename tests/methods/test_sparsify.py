@@ -156,14 +156,14 @@ def test_half_the_weights_go_almost_unnoticed() -> None:
 def test_nothing_is_offered_for_speed_and_the_reason_is_told(name: str, reason: str) -> None:
     _, workload = small()
     assert list(Sparsify().offers(workload, runtime(name))) == []
-    assert reason in Sparsify().refusal(runtime(name))
+    assert reason in Sparsify().declined(workload, runtime(name))[""]
 
 
 def test_where_storage_binds_every_large_layer_is_offered() -> None:
     network, workload = small()
     method = Sparsify(storage_binds=True)
     offers = list(method.offers(workload, runtime()))
-    assert method.refusal(runtime()) == ""
+    assert method.declined(workload, runtime()) == {}
     assert {offer.part.path for offer in offers} == {"4", "7"}
     assert {offer.choice.option for offer in offers} == set(OPTIONS)
     assert network[0].weight.numel() < LEAST_WEIGHTS
