@@ -33,6 +33,8 @@ Dist = Annotated[Path, typer.Argument(help="A bundle: the folder that `build -o`
 
 def main() -> None:
     """Runs a command; every error that is not ours to fix is one line and an exit code."""
+    # None is wanted, and the search for them reads the metadata of every installed package.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -26,21 +27,27 @@ def as_json(targets: Sequence[Target]) -> list[dict[str, object]]:
 
 
 def show_all(targets: Sequence[Target]) -> None:
-    """All targets with what they are usually asked for."""
+    """All targets with what they are usually asked for; it fits into eighty columns."""
     # The name is what a user types next: never cut short.
     longest = max(len(target.name) for target in targets)
-    table = Table(Column("target", no_wrap=True, min_width=longest))
-    for title in ("device", "RAM", "runtimes", "latency", "memory", "power", "drop"):
-        table.add_column(title, overflow="fold")
+    table = Table(
+        Column("target", min_width=longest, overflow="fold"),
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for title in ("RAM", "runtimes", "latency", "memory", "power", "drop"):
+        # A power says what it is above.
+        table.add_column(title, no_wrap=title != "power")
     for target in targets:
         budget = {line: limit for line, limit, _ in _budget(target)}
         table.add_row(
-            target.name,
-            escape(target.title),
+            f"{target.name}\n[dim]{escape(target.title)}[/]",
             format_size(target.memory.ram),
-            ", ".join(runtime.name for runtime in target.runtimes),
+            "\n".join(runtime.name for runtime in target.runtimes),
             *(budget.get(f"budget.{line}", "–") for line in BUDGET),
         )
+        table.add_section()
     Console().print(table)
 
 
