@@ -83,6 +83,14 @@ def rows_of(
     return [bench.found_row(system, seed, found, begun)]
 
 
+def survey_once(case: Case, device: Device, progress: Progress) -> None:
+    """Fills the cache with what every search asks first: uniform candidates, offers and costs."""
+    for system in SEARCHES:
+        wishes, found = _wishes(system, 0, 0.0), Found()
+        try_uniform(case, wishes, found, device, progress)
+        Rounds(case, wishes, found, device, progress).prepare()
+
+
 def _wishes(system: str, seed: int, minutes: float) -> Wishes:
     methods, precisions = SEARCHES[system]
     return Wishes(FORMATS, precisions, methods, minutes * 60, seed)

@@ -169,7 +169,7 @@ class LayerCosts:
 
     def knows(self, shape: LayerShape, precision: Precision) -> bool:
         """Whether a layer that differs in its widths alone was measured in this precision."""
-        return (_family(shape), precision) in self._curves
+        return (family(shape), precision) in self._curves
 
     def seconds(self, shape: LayerShape, precision: Precision) -> Seconds:
         """What a layer takes: as measured, or t0 + a · inputs · outputs + b · inputs + c · outputs.
@@ -183,7 +183,7 @@ class LayerCosts:
         if measured is not None:
             return measured
         if self.knows(shape, precision):
-            curve = self._curves[_family(shape), precision]
+            curve = self._curves[family(shape), precision]
             return Seconds(float(_terms(shape) @ curve))
         if shape.kind is LayerKind.EMBEDDING:
             return NOTHING
@@ -193,11 +193,11 @@ class LayerCosts:
     def _curves(self) -> Mapping[Place, np.ndarray]:
         families: dict[Place, dict[LayerShape, Seconds]] = {}
         for (shape, precision), seconds in self.measured.items():
-            families.setdefault((_family(shape), precision), {})[shape] = seconds
+            families.setdefault((family(shape), precision), {})[shape] = seconds
         return {place: _curve(measured) for place, measured in families.items()}
 
 
-def _family(shape: LayerShape) -> LayerShape:
+def family(shape: LayerShape) -> LayerShape:
     """What layers share that differ in their widths alone."""
     return replace(shape, inputs=0, outputs=0, groups=_lasting_groups(shape))
 

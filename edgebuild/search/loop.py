@@ -21,7 +21,7 @@ from edgebuild.search.learn import Beliefs, Observation, learn
 from edgebuild.search.make import Made, make
 from edgebuild.search.measure import measure
 from edgebuild.search.menus import menus
-from edgebuild.search.plan import Limits, Menu, whole
+from edgebuild.search.plan import Limits, Menu, settle, whole
 from edgebuild.search.propose import (
     Attempt,
     Proposal,
@@ -306,6 +306,6 @@ def _memory_factor(found: Found) -> float:
     for attempt in found.attempts:
         menu = found.menus.get(attempt.proposal.format)
         if menu is not None and not attempt.trial.failure and attempt.trial.recipe.is_float:
-            planned = whole(menu).memory
+            planned = whole(settle(menu, ())).memory
             ratios.append(attempt.trial.figures["memory"].value / max(planned, 1))
     return max(ratios)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from edgebuild.search.case import Case
 from edgebuild.search.costs import (
     LayerCosts,
+    family,
     family_grid,
     glue_of,
     measure_costs,
@@ -20,7 +21,7 @@ from edgebuild.search.survey import Survey
 from edgebuild.search.uniform import exporters_of, refusal
 from edgebuild.vocabulary.artifact import Arithmetic
 from edgebuild.vocabulary.contracts import Exporter, Progress
-from edgebuild.vocabulary.offer import LayerShape
+from edgebuild.vocabulary.offer import LayerShape, macs
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Site
 from edgebuild.vocabulary.target import Budget, RuntimeFacts
@@ -30,6 +31,8 @@ from edgebuild.vocabulary.units import Seconds
 EXACT = (Precision.FP32, Precision.FP16)
 # What a call of either runtime takes beside its kernels: an empty network, measured on x86.
 CALL = Seconds(4e-6)
+# How many of the thin layers that could replace one are timed; the others lie between.
+TYPICAL = 4
 
 
 def menus(
@@ -125,9 +128,21 @@ def _shapes_to_measure(
         is_narrowed = path in narrowed
         shapes = family_grid(shape, runtime.channel_multiple) if is_narrowed else [shape]
         thin = [one for offer in offers for one in offer.replaced.get(path, ())]
-        for one in (*shapes, *thin):
+        for one in (*shapes, *_typical(thin)):
             for precision in precisions:
                 yield one, precision
+
+
+def _typical(shapes: Iterable[LayerShape]) -> Iterator[LayerShape]:
+    """Of layers that differ in their widths alone a few, from the smallest to the largest."""
+    families: dict[LayerShape, set[LayerShape]] = {}
+    for shape in shapes:
+        families.setdefault(family(shape), set()).add(shape)
+    for members in families.values():
+        ordered = sorted(members, key=lambda shape: (macs(shape), shape.inputs))
+        last = len(ordered) - 1
+        places = {round(place * last / (TYPICAL - 1)) for place in range(TYPICAL)}
+        yield from (ordered[place] for place in sorted(places))
 
 
 def _glue(case: Case, made: Sequence[Made], overhead: Seconds) -> Mapping[str, Seconds]:

@@ -30,6 +30,8 @@ from edgebuild.vocabulary.trial import Trial
 FIRST_PLACES = (0.15, 0.4, 0.65, 0.85)
 # The precisions of a shape may take so much longer than the fastest ones, to lose less.
 SLACK = 1.15
+# Formats in which a network should take at most so many times as long as in the best one are tried.
+CLOSE = 1.3
 # How much longer a shape is trained when it has shown promise.
 LONGER = 4
 # The score that quantization must cost before something is done about it.
@@ -84,7 +86,7 @@ def first_shapes(
         latency = max(min(between, limits.latency), low * (1 + GAP))
         yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
     for offer in students[: len(students) // 2 + 1 : 2]:
-        yield from _realized(menus, [offer], training, {"student": 1.0})
+        yield from _realized(menus, [offer], training, beliefs, {"student": 1.0})
 
 
 def next_shapes(
@@ -116,26 +118,30 @@ def _planned(
     found = plan(first, limits, beliefs.weight) or nearest(first, limits)
     offers = offers_of(first, found.reshaped)
     losses = {name: loss for name, loss in found.losses.items() if name != "quantize"}
-    yield from _realized(menus, offers, training, losses)
+    yield from _realized(menus, offers, training, beliefs, losses)
 
 
 def _realized(
     menus: Mapping[str, Menu],
     offers: Sequence[Offer],
     training: Training,
+    beliefs: Beliefs,
     losses: Mapping[str, float],
 ) -> Iterator[Proposal]:
-    """One network in every format, with the precisions that are fast there and lose little."""
+    """One network in the formats that should be fast, with precisions that are and lose little."""
     work = work_of(next(iter(menus.values())), offers)
     shape = recovered(offers, training, work)
+    planned = []
     for name, menu in menus.items():
         settled = settle(menu, offers)
         limit = fastest(settled).latency * SLACK
-        found = plan(settled, Limits(latency=limit))
-        if found is not None:
-            all_losses = {**losses, "quantize": found.losses.get("quantize", 0.0)}
-            planned = Proposal("", name, shape, found.precisions, found.latency, all_losses, work)
-            yield named(planned)
+        found = plan(settled, Limits(latency=limit)) or fastest(settled)
+        all_losses = {**losses, "quantize": found.losses.get("quantize", 0.0)}
+        planned.append(Proposal("", name, shape, found.precisions, found.latency, all_losses, work))
+    believed = [one.latency * beliefs.latency.get(one.format, 1.0) for one in planned]
+    for proposal, latency in zip(planned, believed, strict=True):
+        if latency <= CLOSE * min(believed):
+            yield named(proposal)
 
 
 def work_of(menu: Menu, offers: Sequence[Offer]) -> float:
