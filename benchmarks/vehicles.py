@@ -2,8 +2,9 @@
 
 A plain convolutional network of 278 thousand parameters, trained here in a few minutes. The crops
 are cut from GTI and KITTI videos, where neighbors look alike: test is split off by blocks of
-video, and validation by blocks of consecutive crops too, never at random. The few crops that stand
-in two splits stay in one only: test before validation before training.
+video, and validation is the last of the training crops of each class, as far from the others as
+the test crops are. The few crops that stand in two splits stay in one only: test before validation
+before training.
 
 The data are in no package. EDGEBUILD_DATA names the folder of vehicles_32.npz, with the arrays
 xtr and xte, (count, 32, 32, 3) uint8, and ytr and yte, (count,), 1 where there is a vehicle.
@@ -23,8 +24,8 @@ from torch import Tensor, nn
 from edgebuild import Workload
 
 EPOCHS = 9
-# Every seventh block of 200 consecutive crops is for validation.
-BLOCK, EVERY = 200, 7
+# The last seventh of each class's crops is for validation.
+HELD_OUT = 7
 ORIGIN = (
     "the vehicle detection project of Udacity's CarND (vehicles and non-vehicles, GTI and KITTI), "
     "scaled to 32x32"
@@ -40,7 +41,7 @@ NOTICES = {
 def workload() -> Workload:
     file = data_file("vehicles_32.npz", ORIGIN)
     images, labels, test_images, test_labels = _crops(file)
-    learning, held_out = _split(images, test_images)
+    learning, held_out = _split(images, labels, test_images)
 
     def train() -> Tensors:
         return training.trained(network, images[learning], labels[learning], _augmented, EPOCHS)
@@ -94,11 +95,14 @@ def _crops(file: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return first[0], labels.long(), first[1], test_labels.long()
 
 
-def _split(images: Tensor, test_images: Tensor) -> tuple[Tensor, Tensor]:
+def _split(images: Tensor, labels: Tensor, test_images: Tensor) -> tuple[Tensor, Tensor]:
     """The numbers of the crops for training, and of those for validation."""
-    in_block = torch.arange(len(images)) // BLOCK % EVERY == EVERY // 2
-    held_out = in_block & ~is_in(images, test_images)
-    learning = ~in_block & ~is_in(images, torch.cat([test_images, images[held_out]]))
+    is_last = torch.zeros(len(images), dtype=torch.bool)
+    for label in labels.unique():
+        members = torch.where(labels == label)[0]
+        is_last[members[-(len(members) // HELD_OUT) :]] = True
+    held_out = is_last & ~is_in(images, test_images)
+    learning = ~is_last & ~is_in(images, torch.cat([test_images, images[held_out]]))
     return torch.where(learning)[0], torch.where(held_out)[0]
 
 

@@ -85,6 +85,9 @@ def build(
     latency: Annotated[str | None, typer.Option(help="The p99 may take this: 22ms.")] = None,
     memory: Annotated[str | None, typer.Option(help="Peak over the runtime's own: 64MB.")] = None,
     storage: Annotated[str | None, typer.Option(help="Size of the model file: 5MB.")] = None,
+    download: Annotated[
+        str | None, typer.Option(help="The model file in a zip or APK: 2MB.")
+    ] = None,
     power: Annotated[str | None, typer.Option(help="Above idle, at --rate: 3W.")] = None,
     rate: Annotated[str | None, typer.Option(help="Inferences a second: 30/s.")] = None,
     accuracy_drop: Annotated[
@@ -121,6 +124,7 @@ def build(
         "latency_p99": latency,
         "memory": memory,
         "storage": storage,
+        "download": download,
         "power": power,
         "rate": rate,
         "accuracy_drop": accuracy_drop,

@@ -271,6 +271,7 @@ class _Budget(_Table):
     latency_p99: Time | None = None
     memory: Size | None = None
     storage: Size | None = None
+    download: Size | None = None
     power: Power | None = None
     rate: PerSecond | None = None
     accuracy_drop: Share | None = None

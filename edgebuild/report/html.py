@@ -28,6 +28,7 @@ HEADLINES: Mapping[str, str] = {
     "latency_p50": "latency p50 here",
     "memory": "peak memory",
     "storage": "file size",
+    "download": "download size",
     "power": "power above idle",
     "load_time": "load time",
     "integer_time": "time on integer kernels",

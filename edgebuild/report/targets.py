@@ -104,6 +104,7 @@ def _budget(target: Target) -> Iterator[Row]:
         "latency_p99": budget.latency_p99 and format_time(budget.latency_p99),
         "memory": budget.memory and format_size(budget.memory),
         "storage": budget.storage and format_size(budget.storage),
+        "download": budget.download and format_size(budget.download),
         "power": budget.power and f"{format_power(budget.power)}, above idle",
         "rate": budget.rate and format_rate(budget.rate),
         "accuracy_drop": budget.accuracy_drop and format_share(budget.accuracy_drop),

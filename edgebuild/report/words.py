@@ -21,6 +21,7 @@ FORMATS: Mapping[str, Callable[[float], str]] = {
     "load_time": format_time,
     "memory": format_size,
     "storage": format_size,
+    "download": format_size,
     "power": format_power,
     "accuracy_drop": format_share,
     "integer_kernels": format_share,
@@ -40,6 +41,7 @@ TITLES: Mapping[str, str] = {
     "latency_p99": "latency (p99)",
     "memory": "peak memory",
     "storage": "storage",
+    "download": "download size",
     "power": "power above idle",
     "accuracy_drop": "accuracy drop",
 }
@@ -147,6 +149,7 @@ def next_step(binding: BudgetLine) -> str:
         "latency_p99": "--latency",
         "memory": "--memory",
         "storage": "--storage",
+        "download": "--download",
         "power": "--power",
         "accuracy_drop": "--accuracy-drop",
     }[binding.name]

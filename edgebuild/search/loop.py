@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +46,7 @@ PATIENCE = 600.0
 # The frontier stands still when so many rounds add less than this to its hypervolume.
 STILL, STILL_ROUNDS = 0.01, 2
 # How long a network is trained at first and at most, as shares of the time that is left.
-FIRST_SHARE, MOST_SHARE = 1 / 16, 1 / 3
+FIRST_SHARE, MOST_SHARE = 1 / 10, 1 / 3
 # A training of usual length tells what a step takes, its share of the looks at validation included.
 USUAL_STEPS = 200
 # Worse than all that is of interest: ten points of score lost, the float network's latency.
@@ -183,10 +183,16 @@ class Rounds:
         found = self.found
         training = self.training(deadline - time.monotonic())
         limits = _limits(self.case, found)
-        if any(attempt.proposal.latency > 0 for attempt in found.attempts):
-            proposals = next_shapes(found.attempts, found.menus, limits, training, found.beliefs)
-        else:
-            proposals = first_shapes(found.menus, survey.students, limits, training, found.beliefs)
+        first: list[Proposal] = []
+        if not any(attempt.proposal.latency > 0 for attempt in found.attempts):
+            plans = first_shapes(found.menus, survey.students, limits, training, found.beliefs)
+            first = list(self._untried(plans))
+        # Where a network cannot be changed, all first plans may have been tried as uniform ones.
+        yield from first or self._untried(
+            next_shapes(found.attempts, found.menus, limits, training, found.beliefs, survey.zeros)
+        )
+
+    def _untried(self, proposals: Iterable[Proposal]) -> Iterator[Proposal]:
         tried = [_what(attempt.proposal) for attempt in self.found.attempts]
         for proposal in proposals:
             if _what(proposal) not in tried:
@@ -217,8 +223,7 @@ class Rounds:
 
     def training(self, left: float) -> Training:
         """How long networks may be trained in the time that is left."""
-        roundings = self.prepare().roundings
-        untrained = Training(seed=self.wishes.seed, roundings=roundings)
+        untrained = Training(seed=self.wishes.seed, roundings=self.prepare().roundings)
         if "distill" not in self.wishes.methods:
             return untrained
         first, most = max(left * FIRST_SHARE, 0.0), max(left * MOST_SHARE, 0.0)
@@ -296,8 +301,10 @@ def _limits(case: Case, found: Found) -> Limits:
     if budget.power is not None and budget.rate and None not in (power.idle, power.active):
         above = (power.active or 0.0) - (power.idle or 0.0)
         latency = min(latency, budget.power / (above * budget.rate))
+    # Weights without zeros are hardly smaller in an archive.
+    sizes = [size for size in (budget.storage, budget.download) if size is not None]
     memory = (budget.memory or math.inf) / _memory_factor(found)
-    return Limits(latency, budget.storage or math.inf, memory)
+    return Limits(latency, min(sizes, default=math.inf), memory)
 
 
 def _memory_factor(found: Found) -> float:

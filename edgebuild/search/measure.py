@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from edgebuild import runner
 from edgebuild.cache import digest, this_machine
+from edgebuild.methods.sparsify import compressed_size
 from edgebuild.samples import StoredSamples
 from edgebuild.search.case import Case, stored_outputs
 from edgebuild.search.estimate import predict_latency
@@ -27,7 +28,7 @@ from edgebuild.vocabulary.errors import DeviceError, EdgebuildError, ParityLost
 from edgebuild.vocabulary.measurement import Evidence, Figure, Measurement
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.trial import Parity, Trial
-from edgebuild.vocabulary.units import Seconds
+from edgebuild.vocabulary.units import Bytes, Seconds
 
 DEADLINE = Seconds(3600.0)
 # Outputs are computed side by side; latencies are measured alone.
@@ -170,8 +171,19 @@ def figures_of(
             note="" if is_target else "measured on host in the same runtime",
         ),
     }
+    if case.budget.download is not None:
+        size = _download_size(case, made.artifact)
+        figures["download"] = Figure(size, Evidence.MEASURED, "the file, deflated")
     power = _power(case, figures["latency_p99"])
     return figures if power is None else {**figures, "power": power}
+
+
+def _download_size(case: Case, artifact: Artifact) -> Bytes:
+    def make(folder: Path) -> None:
+        (folder / "size").write_text(str(compressed_size(artifact.path)))
+
+    entry = case.cache.entry("download", artifact.path.parent.name, make)
+    return Bytes(int((entry / "size").read_text()))
 
 
 def _power(case: Case, latency: Figure) -> Figure | None:

@@ -25,9 +25,10 @@ from edgebuild.search.training import Training
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.trial import Trial
+from edgebuild.vocabulary.verdict import Status
 
 # Where the first plans lie between the fastest network and the whole one, in the logarithm.
-FIRST_PLACES = (0.15, 0.4, 0.65, 0.85)
+FIRST_PLACES = (0.2, 0.45, 0.7)
 # The precisions of a shape may take so much longer than the fastest ones, to lose less.
 SLACK = 1.15
 # Formats in which a network should take at most so many times as long as in the best one are tried.
@@ -76,7 +77,7 @@ def first_shapes(
     training: Training,
     beliefs: Beliefs,
 ) -> Iterator[Proposal]:
-    """Plans along the way from the fastest network to the whole one, and a student or two."""
+    """Plans along the way from the fastest network to the whole one, and a middling student."""
     if not menus:
         return
     menu = next(iter(menus.values()))
@@ -85,7 +86,7 @@ def first_shapes(
         between = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
         latency = max(min(between, limits.latency), low * (1 + GAP))
         yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
-    for offer in students[: len(students) // 2 + 1 : 2]:
+    for offer in students[len(students) // 2 :][:1]:
         yield from _realized(menus, [offer], training, beliefs, {"student": 1.0})
 
 
@@ -95,12 +96,14 @@ def next_shapes(
     limits: Limits,
     training: Training,
     beliefs: Beliefs,
+    zeros: Sequence[Offer] = (),
 ) -> Iterator[Proposal]:
     """What the frontier suggests: train its shapes longer, fill its gaps, round more finely."""
     best = _on_frontier(attempts)
     for attempt in [one for one in best if _drop(one) <= WITHIN_REACH][:PROMISING]:
         yield from _longer(attempt, training)
         yield from _finer(attempt, attempts, training)
+        yield from _sparser(attempt, zeros)
     menu = next(iter(menus.values()))
     least = fastest(menu).latency
     for slow, fast in _gaps(best):
@@ -185,6 +188,20 @@ def _finer(attempt: Attempt, attempts: Sequence[Attempt], training: Training) ->
         yield named(replace(proposal, reshaped=_with(proposal.reshaped, choice)))
 
 
+def _sparser(attempt: Attempt, zeros: Sequence[Offer]) -> Iterator[Proposal]:
+    """The same network with zeros in all layers, where an archive of it would be too large."""
+    lines = {line.name: line for line in attempt.trial.verdict.lines}
+    line = lines.get("download")
+    has_zeros = {choice.method for _, choice in attempt.proposal.reshaped} & {
+        offer.choice.method for offer in zeros
+    }
+    if line is None or line.status is not Status.BREACHED or has_zeros:
+        return
+    for option in dict.fromkeys(offer.choice.option for offer in zeros):
+        chosen = [(one.part, one.choice) for one in zeros if one.choice.option == option]
+        yield named(replace(attempt.proposal, reshaped=(*attempt.proposal.reshaped, *chosen)))
+
+
 def _roundings(other: Proposal, proposal: Proposal) -> Iterator[Choice]:
     """How another proposal rounds, if that is all that it does otherwise."""
     own, others = (
@@ -244,9 +261,13 @@ def named(proposal: Proposal) -> Proposal:
 
 
 def _words(shape: Iterable[tuple[Part, Choice]], precisions: Iterable[Precision]) -> Iterator[str]:
-    counts = Counter(c.method for part, c in shape if part != NETWORK)
-    for method, count in counts.items():
-        yield f"{method} x {count}"
+    options: dict[str, list[str]] = {}
+    for part, choice in shape:
+        if part != NETWORK:
+            options.setdefault(choice.method, []).append(choice.option)
+    for method, chosen in options.items():
+        alike = f" {chosen[0]}" if len(chosen) > 1 and len(set(chosen)) == 1 else ""
+        yield f"{method}{alike} x {len(chosen)}"
     for part, choice in shape:
         if part == NETWORK:
             yield f"{choice.method} {choice.option.removesuffix(', seed 0')}"

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from edgebuild.search.plan import Weighed
 from edgebuild.search.reshape import changed_once
 from edgebuild.search.score import divergence
 from edgebuild.search.sensitivity import Losses, sensitivity
-from edgebuild.vocabulary.contracts import Progress, Stage
+from edgebuild.vocabulary.contracts import Method, Progress, Stage
 from edgebuild.vocabulary.errors import MethodFailed, told
 from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, PartKind, weights
 from edgebuild.vocabulary.recipe import change_words
@@ -49,6 +49,7 @@ class Survey:
         students: smaller networks of the same architecture; their losses are known only after
             training.
         roundings: finer ways to round the whole network.
+        zeros: ways to store layers in less, which gains nothing else.
         sensitivity: what each layer loses in each integer precision.
         dropped: offers that could not be carried out, with the reasons.
     """
@@ -57,6 +58,7 @@ class Survey:
     offers: tuple[Weighed, ...]
     students: tuple[Offer, ...]
     roundings: tuple[Choice, ...]
+    zeros: tuple[Offer, ...]
     sensitivity: Losses
     dropped: Mapping[str, str]
 
@@ -88,6 +90,7 @@ def survey(
         offers=tuple(weighed),
         students=tuple(offer for offer in offers if offer.part.kind is PartKind.NETWORK),
         roundings=tuple(_roundings(case, families, runtime)),
+        zeros=tuple(_zeros(case, families, runtime)),
         sensitivity=sensitivity(case, progress),
         dropped=dropped,
     )
@@ -102,7 +105,7 @@ def _offers(
     for name in families:
         if name == catalog.QUANTIZE:
             continue
-        method = catalog.method(name)
+        method = _method(case, name)
         try:
             for path, reason in method.declined(case.lesson, runtime).items():
                 dropped[_at(name, path)] = reason
@@ -115,6 +118,21 @@ def _offers(
 
 def _at(method: str, path: str) -> str:
     return f"{method} at {path}" if path else method
+
+
+def _method(case: Case, name: str) -> Method:
+    """The method, told whether what is stored has to be small, if it asks."""
+    method = catalog.method(name)
+    if any(setting.name == "storage_binds" for setting in fields(method)):  # type: ignore[arg-type]
+        return replace(method, storage_binds=case.budget.download is not None)  # type: ignore[type-var]
+    return method
+
+
+def _zeros(case: Case, families: Sequence[str], runtime: RuntimeFacts) -> Iterator[Offer]:
+    for name in families:
+        if name != catalog.QUANTIZE and catalog.method(name).stage is Stage.RECOVER:
+            offers = _method(case, name).offers(case.lesson, runtime)
+            yield from (offer for offer in offers if offer.part.kind is PartKind.LAYER)
 
 
 def _roundings(case: Case, families: Sequence[str], runtime: RuntimeFacts) -> Iterator[Choice]:

@@ -97,6 +97,8 @@ class Preference(StrEnum):
 class Budget:
     """Wishes; None is no wish. `power` is above idle, at `rate` inferences a second.
 
+    `storage` is the model file's size on the device, `download` what it takes in an archive.
+
     `accuracy_drop` is in points of the score below the network's own (1 % is 0.01 of a score from
     0 to 1), and a share of the network's score where that is beyond 1.
     """
@@ -104,6 +106,7 @@ class Budget:
     latency_p99: Seconds | None = None
     memory: Bytes | None = None
     storage: Bytes | None = None
+    download: Bytes | None = None
     power: Watts | None = None
     rate: Hertz | None = None
     accuracy_drop: Fraction | None = None
@@ -131,6 +134,7 @@ BUDGET_PARSERS: Mapping[str, Callable[[str], float]] = {
     "latency_p99": parse_time,
     "memory": parse_size,
     "storage": parse_size,
+    "download": parse_size,
     "power": parse_power,
     "rate": parse_rate,
     "accuracy_drop": parse_share,
@@ -190,7 +194,7 @@ class Target:
             )
         if budget.accuracy_drop is not None and budget.accuracy_drop > 1:
             raise InvalidQuantity("budget line accuracy_drop: is more than 100 %")
-        for line in ("latency_p99", "memory", "storage", "rate"):
+        for line in ("latency_p99", "memory", "storage", "download", "rate"):
             if getattr(budget, line) == 0:
                 raise InvalidQuantity(f"budget line {line}: nothing takes zero")
 

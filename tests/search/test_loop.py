@@ -17,10 +17,13 @@ from edgebuild.cache import Cache
 from edgebuild.inputs.target_file import load_target
 from edgebuild.search import loop, measure, propose, reshape, training
 from edgebuild.search.case import Case
+from edgebuild.search.judge import choose
 from edgebuild.search.loop import Found, Wishes, search
 from edgebuild.vocabulary.offer import NETWORK, Choice, Part, PartKind
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.silence import Silence
+from edgebuild.vocabulary.target import Budget
+from edgebuild.vocabulary.verdict import Status
 from edgebuild.vocabulary.workload import Workload
 
 METHODS = ("prune", "distill", "quantize")
@@ -48,9 +51,9 @@ def case_of(cache: Cache, workload: Workload | None = None) -> Case:
     )
 
 
-def searched(case: Case, seconds: float | None = 15.0) -> Found:
+def searched(case: Case, seconds: float | None = 15.0, methods: tuple[str, ...] = METHODS) -> Found:
     precisions = (Precision.FP32, Precision.INT8_STATIC)
-    wishes = Wishes(("onnx",), precisions, METHODS, seconds)
+    wishes = Wishes(("onnx",), precisions, methods, seconds)
     with catalog.device("local") as device:
         return search(case, wishes, device, Silence())
 
@@ -112,6 +115,29 @@ def test_when_the_time_is_up_the_best_so_far_is_there(cache: Cache) -> None:
 def test_without_a_time_the_search_ends_when_the_budget_is_kept(cache: Cache) -> None:
     found = searched(case_of(cache), seconds=None)
     assert all(not trial.recipe.reshaped for trial in found.trials)
+
+
+def test_where_nothing_keeps_the_budget_the_nearest_is_looked_for(cache: Cache) -> None:
+    case = replace(case_of(cache), budget=Budget.parse(storage="1 kB"))
+    found = searched(case)
+    whole = [t.figures["storage"].value for t in found.trials if not t.recipe.reshaped]
+    best = choose(found.trials)
+    assert best is not None
+    assert best.verdict.status is Status.BREACHED
+    assert best.figures["storage"].value < min(whole)
+
+
+def test_zeros_are_tried_where_an_archive_would_be_too_large(cache: Cache) -> None:
+    case = replace(case_of(cache), budget=Budget.parse(download="1 kB"))
+    found = searched(case, 30.0, ("sparsify",))
+    sizes = {
+        "sparsify" in name: trial.figures["download"].value
+        for name, trial in zip(names(found), found.trials, strict=True)
+        if not trial.failure and "int8" not in name
+    }
+    assert sizes[True] < sizes[False]
+    assert found.survey is not None
+    assert "sparsify" not in found.survey.dropped
 
 
 # ---- nothing stale is ever met

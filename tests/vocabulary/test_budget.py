@@ -21,11 +21,12 @@ def test_every_line_reads_its_own_kind_of_quantity() -> None:
         "latency_p99": "22 ms",
         "memory": "64 MB",
         "storage": "5MB",
+        "download": "2 MB",
         "power": "3 W",
         "rate": "30 /s",
         "accuracy_drop": "1%",
     }
-    expected = Budget(0.022, 64_000_000, 5_000_000, 3.0, 30.0, 0.01)  # type: ignore[arg-type]
+    expected = Budget(0.022, 64_000_000, 5_000_000, 2_000_000, 3.0, 30.0, 0.01)  # type: ignore[arg-type]
     assert asdict(Budget.parse(**texts)) == pytest.approx(asdict(expected))
     assert set(texts) == set(LINES) == set(BUDGET_PARSERS)
 

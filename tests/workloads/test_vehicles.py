@@ -21,7 +21,7 @@ FILE = Path(vehicles.__file__)
 
 @pytest.fixture(scope="module")
 def made_up() -> dict[str, np.ndarray]:
-    """Bright crops are vehicles; enough of them for one block of validation."""
+    """Bright crops are vehicles; in turns with what is none."""
     generator = np.random.default_rng(0)
     arrays = {}
     for split, count in (("tr", 1000), ("te", 20)):
@@ -57,10 +57,10 @@ def test_it_is_a_sound_workload_that_learns(
 def test_every_crop_is_in_one_split_and_looks_as_it_did(
     workload: Workload, made_up: dict[str, np.ndarray]
 ) -> None:
-    assert len(workload.calibration) == 800  # type: ignore[arg-type]
-    assert len(workload.validation) == 200  # type: ignore[arg-type]
-    # Blocks 0 to 2 and 4 are for training, block 3 for validation.
-    for split, index, row in (("calibration", 600, 800), ("validation", 0, 600)):
+    assert len(workload.calibration) == 858  # type: ignore[arg-type]
+    assert len(workload.validation) == 142  # type: ignore[arg-type]
+    # Of 500 crops of each class, in turns, the last 71 are for validation.
+    for split, index, row in (("calibration", 600, 600), ("validation", 1, 859)):
         inputs, label = getattr(workload, split)[index]
         crop = (inputs[0].permute(1, 2, 0).numpy() + 1) * 127.5
         assert np.array_equal(crop.round(), made_up["xtr"][row])
@@ -95,11 +95,13 @@ def test_without_its_data_it_says_where_to_get_them(
 
 def test_a_crop_that_stands_in_two_splits_is_kept_in_one(tmp_path: Path) -> None:
     crops = torch.arange(1000)[:, None].repeat(1, 4)
-    crops[10] = 700  # one of training that is in validation too
-    training, validation = vehicles._split(crops, torch.tensor([[20] * 4, [650] * 4, [5000] * 4]))
-    assert {10, 20, 650}.isdisjoint(training.tolist() + validation.tolist())
-    assert len(training) == 798
-    assert len(validation) == 199
+    crops[10] = 900  # one of training that is in validation too
+    labels = torch.arange(1000) % 2
+    tested = torch.tensor([[20] * 4, [950] * 4, [5000] * 4])
+    training, validation = vehicles._split(crops, labels, tested)
+    assert {10, 20, 950}.isdisjoint(training.tolist() + validation.tolist())
+    assert len(training) == 856
+    assert len(validation) == 141
 
 
 def test_no_real_crop_is_in_two_splits(monkeypatch: pytest.MonkeyPatch) -> None:
