@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +23,11 @@ from edgebuild.search.prove import prove
 from edgebuild.search.uniform import uniform_recipes
 from edgebuild.vocabulary.contracts import Device
 from edgebuild.vocabulary.errors import ParityLost
-from edgebuild.vocabulary.measurement import Evidence
+from edgebuild.vocabulary.measurement import Evidence, Measurement
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.silence import Silence
 from edgebuild.vocabulary.trial import Trial
+from edgebuild.vocabulary.units import Bytes
 
 SHORT = Effort(seconds=0.0, count=64)
 
@@ -51,6 +55,36 @@ def _short_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def tried(case: Case, made: Made, device: Device) -> Trial:
     (trial,) = measure(case, [made], device, Silence())
     return trial
+
+
+def test_what_a_busy_machine_left_inconclusive_is_measured_again(
+    case: Case, made: Made, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, taken = measure_module.clock, []
+
+    def clock(*arguments: Any) -> Measurement:
+        taken.append(real(*arguments))
+        return taken[-1]
+
+    effort = Effort(seconds=0.0, count=65)
+    monkeypatch.setattr(measure_module, "clock", clock)
+    for is_conclusive, measured in ((False, 1), (True, 2), (True, 2)):
+        monkeypatch.setattr(Measurement, "is_conclusive", is_conclusive)
+        assert measurement_of(case, made.artifact, device, effort) == taken[-1]
+        assert len(taken) == measured
+
+
+def test_a_download_is_as_large_as_the_file_in_an_archive(
+    case: Case, made: Made, device: Device, tmp_path: Path
+) -> None:
+    asked = replace(case, budget=replace(case.budget, download=Bytes(10_000)))
+    figure = tried(asked, made, device).figures["download"]
+    archive = tmp_path / "archive.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
+        packed.write(made.artifact.path, "model")
+    overhead = archive.stat().st_size - packed.getinfo("model").compress_size
+    assert figure.value == pytest.approx(archive.stat().st_size - overhead, abs=16)
+    assert "download" not in tried(case, made, device).figures
 
 
 # ---- parity
