@@ -55,7 +55,9 @@ class Prune:
             yield Offer(part, SKIP, removed=found.layers_of(path))
 
     def declined(self, workload: Workload, runtime: RuntimeFacts) -> Mapping[str, str]:
-        return anatomy(workload.network, workload).declined
+        found = anatomy(workload.network, workload)
+        has_parts = found.groups or found.blocks or found.declined
+        return found.declined if has_parts else {"": "it has no channels and no blocks to remove"}
 
     def apply(
         self,

@@ -181,6 +181,9 @@ class Rounds:
             return
         survey = self.prepare()
         found = self.found
+        if not any(menu.layers for menu in found.menus.values()):
+            self.progress.say("no layer is found that anything could be done to")
+            return
         training = self.training(deadline - time.monotonic())
         limits = _limits(self.case, found)
         first: list[Proposal] = []

@@ -78,8 +78,6 @@ def first_shapes(
     beliefs: Beliefs,
 ) -> Iterator[Proposal]:
     """Plans along the way from the fastest network to the whole one, and a middling student."""
-    if not menus:
-        return
     menu = next(iter(menus.values()))
     low, high = fastest(menu).latency, whole(menu).latency
     for place in FIRST_PLACES:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import small_build
 import torch
+from torch import nn
 
 from edgebuild import cache as cache_module
 from edgebuild import catalog
@@ -125,6 +126,14 @@ def test_where_nothing_keeps_the_budget_the_nearest_is_looked_for(cache: Cache) 
     assert best is not None
     assert best.verdict.status is Status.BREACHED
     assert best.figures["storage"].value < min(whole)
+
+
+def test_a_network_without_layers_is_searched_and_nothing_is_found(cache: Cache) -> None:
+    case = case_of(cache, replace(small_build.workload(), network=nn.Softmax(1).eval()))
+    found = searched(replace(case, budget=Budget.parse(storage="10 B")))
+    assert {trial.recipe.name for trial in found.trials} == {"fp32"}
+    assert found.survey is not None
+    assert set(found.survey.dropped) >= {"prune", "distill"}
 
 
 def test_zeros_are_tried_where_an_archive_would_be_too_large(cache: Cache) -> None:
