@@ -46,7 +46,7 @@ PATIENCE = 600.0
 # The frontier stands still when so many rounds add less than this to its hypervolume.
 STILL, STILL_ROUNDS = 0.01, 2
 # How long a network is trained at first and at most, as shares of the time that is left.
-FIRST_SHARE, MOST_SHARE = 1 / 10, 1 / 3
+FIRST_SHARE, MOST_SHARE = 1 / 8, 1 / 3
 # A training of usual length tells what a step takes, its share of the looks at validation included.
 USUAL_STEPS = 200
 # Worse than all that is of interest: ten points of score lost, the float network's latency.

@@ -32,7 +32,7 @@ FIRST_PLACES = (0.2, 0.45, 0.7)
 # The precisions of a shape may take so much longer than the fastest ones, to lose less.
 SLACK = 1.15
 # Formats in which a network should take at most so many times as long as in the best one are tried.
-CLOSE = 1.3
+CLOSE = 1.1
 # How much longer a shape is trained when it has shown promise.
 LONGER = 4
 # The score that quantization must cost before something is done about it.
@@ -158,9 +158,9 @@ def recovered(offers: Sequence[Offer], training: Training, work: float) -> Shape
 
 
 def _longer(attempt: Attempt, training: Training) -> Iterator[Proposal]:
-    """The same network after more steps."""
+    """The same network after more steps, where it has lost something."""
     steps, most = steps_of(attempt.proposal), training.most_steps(attempt.proposal.work)
-    if steps and steps < most:
+    if steps and steps < most and _drop(attempt) > 0:
         choice = training.choice(min(steps * LONGER, most))
         yield named(replace(attempt.proposal, reshaped=_with(attempt.proposal.reshaped, choice)))
 

@@ -8,8 +8,9 @@ from edgebuild.vocabulary.offer import Choice
 
 # Few lengths, so that what was trained once is found again.
 STEPS = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)
-# The teacher's pass forward, as a share of a step in which the whole network is the student.
-TEACHER = 0.25
+# What a step takes beside the student, as a share of one with the whole network: mostly the
+# teacher's pass forward, which is spared where its answers are known.
+TEACHER = 0.15
 # What is small on a device is not as small in training, where operators are called one by one.
 LEAST_WORK = 0.05
 
