@@ -98,7 +98,7 @@ def _crops(file: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _split(images: Tensor, labels: Tensor, test_images: Tensor) -> tuple[Tensor, Tensor]:
     """The numbers of the crops for training, and of those for validation."""
     is_last = torch.zeros(len(images), dtype=torch.bool)
-    for label in labels.unique():
+    for label in torch.unique(labels):
         members = torch.where(labels == label)[0]
         is_last[members[-(len(members) // HELD_OUT) :]] = True
     held_out = is_last & ~is_in(images, test_images)

@@ -194,6 +194,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByNetwork(config, log)
 
 
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """What a test draws without a generator of its own is the same in every run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Threads that wait for each other over tiny networks only take longer."""

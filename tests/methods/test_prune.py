@@ -502,7 +502,8 @@ def test_what_stays_takes_over_what_others_can_tell() -> None:
     network = _seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3)))
     with torch.no_grad():
         # The last four say what the first four say, in other words and louder.
-        network[0].weight[4:] = torch.randn(4, 4) @ network[0].weight[:4]
+        mixture = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+        network[0].weight[4:] = mixture @ network[0].weight[:4]
         network[0].bias[4:] = 3.0
     workload = _workload(network, torch.zeros(1, 6), count=200)
     changed = Prune(samples=200).apply(network, {_channels("0"): _keep("4 of 8")}, workload)
