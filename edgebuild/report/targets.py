@@ -38,7 +38,7 @@ def show_all(targets: Sequence[Target]) -> None:
     )
     for title in ("RAM", "runtimes", "latency", "memory", "power", "drop"):
         # A power says what it is above.
-        table.add_column(title, no_wrap=title != "power", max_width=11)
+        table.add_column(title, no_wrap=title != "power", max_width=10)
     for target in targets:
         budget = {line: limit for line, limit, _ in _budget(target)}
         table.add_row(
