@@ -21,7 +21,7 @@ bench: $(INSTALLED)
 	$(BIN)/edgebuild build benchmarks/solar_cells.py -t host -o dist/solar-cells-host
 	$(BIN)/python benchmarks/readme_table.py dist/solar-cells-host
 
-# Two hours on two cores, and goes on where it was cut off. EDGEBUILD_DATA names the folder of the
+# Hours on two cores; goes on where it was cut off. EDGEBUILD_DATA names the folder of the
 # data that no package ships; workloads without their data are left out.
 bench-search: $(INSTALLED)
 	$(BIN)/python benchmarks/search/compare.py

@@ -135,8 +135,8 @@ def _realized(
     planned = []
     for name, menu in menus.items():
         settled = settle(menu, offers)
-        limit = fastest(settled).latency * SLACK
-        found = plan(settled, Limits(latency=limit)) or fastest(settled)
+        quickest = fastest(settled)
+        found = plan(settled, Limits(latency=quickest.latency * SLACK)) or quickest
         all_losses = {**losses, "quantize": found.losses.get("quantize", 0.0)}
         planned.append(Proposal("", name, shape, found.precisions, found.latency, all_losses, work))
     believed = [one.latency * beliefs.latency.get(one.format, 1.0) for one in planned]
