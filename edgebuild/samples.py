@@ -56,15 +56,15 @@ class StoredSamples:
         file = self.folder / "labels.npy"
         return np.load(file, mmap_mode="r") if file.exists() else None
 
-    def rows(self, limit: int | None = None) -> Iterator[tuple[np.ndarray, ...]]:
-        """One sample after the other, each input with batch 1.
-
-        A limit takes samples at even distances: the first ones of a sorted split are of one class.
-        """
-        inputs = self.inputs()
+    def numbers(self, limit: int | None = None) -> list[int]:
+        """All rows, or so many at even distances: the first ones of a sorted split are alike."""
         taken = self.count if limit is None else min(self.count, limit)
-        for number in range(taken):
-            row = number * self.count // taken
+        return [number * self.count // taken for number in range(taken)]
+
+    def rows(self, limit: int | None = None) -> Iterator[tuple[np.ndarray, ...]]:
+        """One sample after the other, each input with batch 1; a limit takes them as `numbers`."""
+        inputs = self.inputs()
+        for row in self.numbers(limit):
             yield tuple(np.ascontiguousarray(array[row : row + 1]) for array in inputs)
 
 

@@ -35,7 +35,8 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
     yield (
         "Made by `make bench-search` from search.json: mean ± standard deviation over seeds. Score "
         "is of the test split; latency is that of the float network in the same runtime over this "
-        "one's, timed in turns; hypervolume is of the frontier in score and latency, 1 at most."
+        "one's, timed in turns; hypervolume is how often the frontier "
+        "halves the latency, on average over ten points of score."
     )
     yield ""
     yield HEADER
@@ -92,6 +93,8 @@ def _goals(rows: Sequence[Row]) -> Iterator[str]:
 
 def _predictions(rows: Sequence[Row]) -> Iterator[str]:
     yield "## What the planner expected, and what was measured"
+    yield ""
+    yield "Each candidate is expected by what was learned of all others of its search."
     yield ""
     yield (
         "| workload | candidates | latency: rank correlation | median error "

@@ -14,9 +14,9 @@ from typing import Any
 from runtime_defaults import quantized_by_default
 
 from edgebuild.search.case import Case
-from edgebuild.search.frontier import frontier, hypervolume
+from edgebuild.search.frontier import frontier, halvings
 from edgebuild.search.judge import choose
-from edgebuild.search.loop import REFERENCE, Found, Rounds, Wishes, search, try_uniform
+from edgebuild.search.loop import Found, Rounds, Wishes, search, try_uniform
 from edgebuild.search.measure import Effort, clock, outputs_of
 from edgebuild.search.plan import Menu
 from edgebuild.search.propose import Proposal, named, recovered, work_of
@@ -140,15 +140,15 @@ class Bench:
             "evaluations": len(found.made),
             "planned": [
                 {
-                    "planned_latency": found.beliefs.predicted_latency(seen),
+                    "planned_latency": latency,
                     "measured_latency": seen.measured_latency,
-                    "planned_loss": found.beliefs.predicted_loss(seen),
+                    "planned_loss": loss,
                     "measured_loss": seen.measured_loss,
                     "score": attempt.trial.score,
                     "recipe": attempt.proposal.name,
                     "format": attempt.proposal.format,
                 }
-                for attempt, seen in found.observations()
+                for attempt, seen, latency, loss in found.expected()
             ],
         }
 
@@ -171,10 +171,7 @@ class Bench:
         return statistics.median(ratios)
 
     def _hypervolume(self, found: Found, artifacts: Mapping[str, Artifact]) -> float:
-        """Of the frontier on validation data, by its scores on test data.
-
-        Reference: ten points of score lost, the float network's latency in the same runtime.
-        """
+        """Of the frontier on validation data, by its scores on test data."""
         latencies = {
             trial.recipe.format: trial.figures["latency_p50"].value
             for trial in found.trials
@@ -187,7 +184,7 @@ class Bench:
             )
             for trial in frontier(found.trials)
         ]
-        return hypervolume(points, REFERENCE) / REFERENCE[0]
+        return halvings(points)
 
 
 def _at_random(case: Case, seed: int, minutes: float, device: Device, progress: Progress) -> Found:

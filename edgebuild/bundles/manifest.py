@@ -99,9 +99,9 @@ class SearchRecord:
     """How the search went.
 
     `knee`, `cheapest` and `best` are digests of recipes among those that were tried: the knee of
-    the frontier, the fastest and the best score that keep the budget. `hypervolume` is relative
-    to ten points of score and the float network's latency. `dropped` holds offers that could not
-    be carried out, with the reasons.
+    the frontier, the fastest and the best score that keep the budget. `hypervolume` is how
+    often the frontier halves the float network's latency, on average over ten points of score.
+    `dropped` holds offers that could not be carried out, with the reasons.
     """
 
     evaluations: int

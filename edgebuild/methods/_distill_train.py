@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from edgebuild.methods._distill_data import seeded
 from edgebuild.methods._distill_judge import Judge
-from edgebuild.methods._distill_lesson import Lesson, with_known_answers
+from edgebuild.methods._distill_lesson import Lesson
 from edgebuild.methods._distill_plan import Settings
 from edgebuild.methods._fake_quantization import RoundedInput
 from edgebuild.vocabulary.contracts import Progress
@@ -47,7 +47,6 @@ def train(training: Training, progress: Progress, checkpoint: Path | None) -> No
     Raises:
         MethodFailed: the loss is no number any more.
     """
-    training.lesson = with_known_answers(training.lesson)
     total = training.lesson.plan.steps
     # Networks that draw at random although they are in eval mode must not disturb the caller.
     with torch.random.fork_rng(devices=[]), progress.step("Distilling", total=total) as bar:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,12 @@ from edgebuild.cache import digest
 from edgebuild.methods._batch_norms import fold_batch_norms
 from edgebuild.methods._distill_data import open_rows
 from edgebuild.methods._distill_judge import open_judge
-from edgebuild.methods._distill_lesson import lay_out, open_lesson
+from edgebuild.methods._distill_lesson import (
+    lay_out,
+    open_lesson,
+    state_digest,
+    with_known_answers,
+)
 from edgebuild.methods._distill_loss import leaves
 from edgebuild.methods._distill_plan import Grid, Plan, Settings
 from edgebuild.methods._distill_train import Training, train
@@ -101,6 +105,7 @@ class Distill(Settings):
                 workplace.scratch.mkdir(parents=True, exist_ok=True)
                 name = self._name(network, workload.network, training)
                 checkpoint = workplace.scratch / f"distill-{name}.pt"
+            training.lesson = with_known_answers(training.lesson, workload.network)
             train(training, workplace.progress, checkpoint)
         leave_rounded(training.student)
         return lay_out(training.student, torch.contiguous_format)
@@ -128,7 +133,7 @@ class Distill(Settings):
     def _name(self, network: nn.Module, teacher: nn.Module, training: Training) -> str:
         """Names all that the result follows from, so that no run goes on from another's."""
         lesson, judge = training.lesson, training.judge
-        states = [_state_digest(network), _state_digest(teacher)]
+        states = [state_digest(network), state_digest(teacher)]
         splits = [lesson.rows.digest, judge.rows.digest]
         return digest(str(lesson.plan), asdict(self), states, splits)[:16]
 
@@ -199,12 +204,3 @@ def _count(split: Split) -> int:
     first = inputs[0] if isinstance(inputs, tuple | list) else inputs
     number = len(samples) if hasattr(samples, "__len__") else sum(1 for _ in samples)
     return int(number * len(first))
-
-
-def _state_digest(network: nn.Module) -> str:
-    name = hashlib.sha256()
-    for key, value in network.state_dict().items():
-        if isinstance(value, Tensor):
-            name.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
-            name.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return name.hexdigest()

@@ -45,21 +45,23 @@ class Case:
             self.workload, calibration=self.calibration, validation=self.validation, test=()
         )
 
-    def reference(self, samples: StoredSamples, program: Program | None = None) -> list[np.ndarray]:
+    def reference(
+        self, samples: StoredSamples, program: Program | None = None, limit: int | None = None
+    ) -> list[np.ndarray]:
         """The outputs of a program in PyTorch, the network's own unless given.
 
-        One array an output, (count, …).
+        One array an output, (count, …); of at most `limit` samples.
         """
         source = program or self.program
 
         def make(folder: Path) -> None:
             module = source.exported.module(check_guards=False)
             with torch.no_grad():
-                rows = [self._flat(module, row) for row in samples.rows()]
+                rows = [self._flat(module, row) for row in samples.rows(limit)]
             for index, column in enumerate(zip(*rows, strict=True)):
                 np.save(folder / f"output-{index}.npy", np.concatenate(column))
 
-        key = digest(source.fingerprint, samples.digest)
+        key = digest(source.fingerprint, samples.digest, limit)
         return stored_outputs(self.cache.entry("reference", key, make))
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from edgebuild.vocabulary.measurement import Evidence
@@ -11,6 +12,8 @@ from edgebuild.vocabulary.verdict import Status
 
 # Score and latency as a point: what is lost, and what it costs; less is better of both.
 Point = tuple[float, float]
+# What loses more score than this is of no interest.
+WORST_LOSS = 0.10
 
 
 def speed(trial: Trial) -> Seconds:
@@ -46,6 +49,16 @@ def hypervolume(points: Iterable[Point], reference: Point) -> float:
             area += (reference[0] - lost) * (lowest - cost)
             lowest = cost
     return area
+
+
+def halvings(points: Iterable[Point]) -> float:
+    """How often the points halve the latency, on average over ten points of score.
+
+    Their hypervolume in score lost and the logarithm of latency, which comes as a share of the
+    float network's: on a linear scale, ten and twenty times as fast are almost the same.
+    """
+    scaled = [(lost, math.log2(share)) for lost, share in points]
+    return hypervolume(scaled, (WORST_LOSS, 0.0)) / WORST_LOSS
 
 
 def cheapest(trials: Sequence[Trial]) -> Trial | None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.optimize import least_squares
 
 from edgebuild.catalog import QUANTIZE
 
-# Losses of families that are followed by recovery: what training leaves of them is learned, and
-# this is where learning starts.
+# What the shortest training leaves of one nat that the network has lost: where learning starts.
 RECOVERED = 0.1
-# The power of the steps that training takes from those losses, from so many steps on.
+# What is left grows with this power of what was lost: training forgets much of what was done to
+# the network, so that four times the loss may be twice as much in the end.
+POWER, POWERS = 0.5, (0.1, 1.0)
+# The power of the steps that training takes from it, from so many steps on.
 RECOVERY, SHORTEST = 0.5, 50
 # How many candidates' worth of certainty the start has.
 PRIOR_WEIGHT = 1.0
@@ -38,30 +40,58 @@ class Observation:
 
 @dataclass(frozen=True)
 class Beliefs:
-    """By what the planner's latencies (by format) and losses (by family) are to be multiplied.
+    """What the planner's latencies and losses really come to.
 
-    Families that training recovers lose as its steps to the power of minus `recovery`.
+    Attributes:
+        latency: by what planned latencies are to be multiplied, by format.
+        loss: what is left of one nat that a family loses, after the shortest training; training
+            takes nothing from what quantization loses.
+        power: with which power of the planned loss that grows.
+        recovery: with which power of the steps it shrinks.
     """
 
     latency: Mapping[str, float] = field(default_factory=dict)
     loss: Mapping[str, float] = field(default_factory=dict)
+    power: float = POWER
     recovery: float = RECOVERY
 
     def weight(self, family: str) -> float:
-        """What a family's planned losses are to be multiplied by."""
+        """What one nat of a family is to count, beside those of other families."""
         return self.loss.get(family, _start(family))
 
     def predicted_latency(self, seen: Observation) -> float:
         return seen.planned_latency * self.latency.get(seen.format, 1.0)
 
     def predicted_loss(self, seen: Observation) -> float:
-        return sum(loss * self.weight(family) for family, loss in seen.planned_losses.items())
+        lost = {f: loss for f, loss in seen.planned_losses.items() if f != QUANTIZE}
+        rounded = self.weight(QUANTIZE) * seen.planned_losses.get(QUANTIZE, 0.0)
+        if not seen.steps:
+            return rounded + sum(lost.values())
+        together = sum(self.weight(f) ** (1 / self.power) * loss for f, loss in lost.items())
+        left: float = together**self.power * (seen.steps / SHORTEST) ** -self.recovery
+        return rounded + left
 
 
 def learn(seen: Sequence[Observation]) -> Beliefs:
-    """The factors that explain the measurements best, in the logarithm, near where they started."""
-    factors, recovery = _loss_factors(seen)
-    return Beliefs(_latency_factors(seen), factors, recovery)
+    """What explains the measurements best, in the logarithm, near where it started."""
+    return replace(_loss_beliefs(seen), latency=_latency_factors(seen))
+
+
+def expected(seen: Sequence[Observation]) -> Iterator[tuple[float, float]]:
+    """The latency (seconds) and loss (nats) that all others let expect of each.
+
+    Others are of another network, or of the same one trained for longer or shorter: formats of one
+    network would tell of each other.
+    """
+    for one in seen:
+        others = [other for other in seen if _network(other) != _network(one)]
+        beliefs = learn(others)
+        yield beliefs.predicted_latency(one), beliefs.predicted_loss(one)
+
+
+def _network(seen: Observation) -> tuple[object, ...]:
+    losses = {f: loss for f, loss in seen.planned_losses.items() if f != QUANTIZE}
+    return seen.steps, sorted(losses.items())
 
 
 def _latency_factors(seen: Sequence[Observation]) -> dict[str, float]:
@@ -76,29 +106,24 @@ def _mean_log_ratio(seen: Sequence[Observation], name: str) -> float:
     return float(np.sum(ratios) / (len(ratios) + PRIOR_WEIGHT))
 
 
-def _loss_factors(seen: Sequence[Observation]) -> tuple[dict[str, float], float]:
+def _loss_beliefs(seen: Sequence[Observation]) -> Beliefs:
     families = sorted({family for one in seen for family in one.planned_losses})
     if not families:
-        return {}, RECOVERY
-    table = np.array([[one.planned_losses.get(family, 0.0) for family in families] for one in seen])
+        return Beliefs()
     measured = np.log(np.array([one.measured_loss for one in seen]).clip(FLOOR))
-    start = np.array([*np.log([_start(family) for family in families]), RECOVERY])
+    start = np.array([*(np.log(_start(family)) for family in families), POWER, RECOVERY])
 
-    def residuals(beliefs: np.ndarray) -> np.ndarray:
-        left = np.array([[_left(f, one.steps, beliefs[-1]) for f in families] for one in seen])
-        planned = np.log(((table * left) @ np.exp(beliefs[:-1])).clip(FLOOR))
-        return np.concatenate([planned - measured, PRIOR_WEIGHT * (beliefs - start)])
+    def believed(values: np.ndarray) -> Beliefs:
+        factors = dict(zip(families, np.exp(values[:-2]).tolist(), strict=True))
+        return Beliefs({}, factors, float(np.clip(values[-2], *POWERS)), float(values[-1]))
+
+    def residuals(values: np.ndarray) -> np.ndarray:
+        beliefs = believed(values)
+        expected = np.log(np.array([beliefs.predicted_loss(one) for one in seen]).clip(FLOOR))
+        return np.concatenate([expected - measured, PRIOR_WEIGHT * (values - start)])
 
     # A candidate that broke down must not decide what is believed of all others.
-    found = least_squares(residuals, start, loss="soft_l1").x
-    return dict(zip(families, np.exp(found[:-1]).tolist(), strict=True)), float(found[-1])
-
-
-def _left(family: str, steps: int, recovery: float) -> float:
-    """What training leaves of a family's loss, relative to the shortest one that is tried."""
-    if family == QUANTIZE or steps <= SHORTEST:
-        return 1.0
-    return float((steps / SHORTEST) ** -recovery)
+    return believed(least_squares(residuals, start, loss="soft_l1").x)
 
 
 def _start(family: str) -> float:

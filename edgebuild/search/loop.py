@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,10 @@ from pydantic import TypeAdapter
 from edgebuild.cache import digest, this_machine
 from edgebuild.methods.distill import seconds_per_step
 from edgebuild.search.case import Case
-from edgebuild.search.frontier import hypervolume, speed
+from edgebuild.search.frontier import halvings, speed
 from edgebuild.search.journal import Journal, Round
 from edgebuild.search.judge import choose
-from edgebuild.search.learn import Beliefs, Observation, learn
+from edgebuild.search.learn import Beliefs, Observation, expected, learn
 from edgebuild.search.make import Made, make
 from edgebuild.search.measure import measure
 from edgebuild.search.menus import menus
@@ -27,6 +27,7 @@ from edgebuild.search.propose import (
     Proposal,
     first_shapes,
     next_shapes,
+    opening,
     steps_of,
 )
 from edgebuild.search.reshape import reshaped_program
@@ -49,8 +50,6 @@ STILL, STILL_ROUNDS = 0.01, 2
 FIRST_SHARE, MOST_SHARE = 1 / 8, 1 / 3
 # A training of usual length tells what a step takes, its share of the looks at validation included.
 USUAL_STEPS = 200
-# Worse than all that is of interest: ten points of score lost, the float network's latency.
-REFERENCE = (0.10, 1.0)
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,13 @@ class Found:
     @property
     def trials(self) -> list[Trial]:
         return [attempt.trial for attempt in self.attempts]
+
+    def expected(self) -> Iterator[tuple[Attempt, Observation, float, float]]:
+        """Of every planned candidate the latency and the loss that all others let expect."""
+        pairs = list(self.observations())
+        figures = expected([seen for _, seen in pairs])
+        for (attempt, seen), (latency, loss) in zip(pairs, figures, strict=True):
+            yield attempt, seen, latency, loss
 
     def observations(self) -> Iterator[tuple[Attempt, Observation]]:
         """What was planned and what was measured, of every candidate that the planner planned."""
@@ -186,14 +192,18 @@ class Rounds:
             return
         training = self.training(deadline - time.monotonic())
         limits = _limits(self.case, found)
-        first: list[Proposal] = []
-        if not any(attempt.proposal.latency > 0 for attempt in found.attempts):
-            plans = first_shapes(found.menus, survey.students, limits, training, found.beliefs)
-            first = list(self._untried(plans))
-        # Where a network cannot be changed, all first plans may have been tried as uniform ones.
-        yield from first or self._untried(
-            next_shapes(found.attempts, found.menus, limits, training, found.beliefs, survey.zeros)
+        menus, beliefs = found.menus, found.beliefs
+        stages: tuple[Callable[[], Iterator[Proposal]], ...] = (
+            lambda: opening(menus, limits, training, beliefs),
+            lambda: first_shapes(menus, survey.students, limits, training, beliefs),
+            lambda: next_shapes(found.attempts, menus, limits, training, beliefs, survey.zeros),
         )
+        # Where a network cannot be changed, all of a stage may have been tried as uniform ones.
+        for stage in stages[min(len(self.volumes), len(stages) - 1) :]:
+            proposals = list(self._untried(stage()))
+            if proposals:
+                yield from proposals
+                return
 
     def _untried(self, proposals: Iterable[Proposal]) -> Iterator[Proposal]:
         tried = [_what(attempt.proposal) for attempt in self.found.attempts]
@@ -280,7 +290,7 @@ class Rounds:
 
 
 def volume(case: Case, trials: Sequence[Trial]) -> float:
-    """The frontier's hypervolume in score lost and latency relative to the float network's."""
+    """How often the frontier halves the float network's latency: its hypervolume."""
     made = [trial for trial in trials if not trial.failure]
     floats = [speed(trial) for trial in made if trial.recipe.is_float]
     if not floats:
@@ -289,7 +299,7 @@ def volume(case: Case, trials: Sequence[Trial]) -> float:
         (max(trial.figures["accuracy_drop"].value, 0.0), speed(trial) / min(floats))
         for trial in made
     ]
-    return hypervolume(points, REFERENCE)
+    return halvings(points)
 
 
 def _what(proposal: Proposal) -> tuple[object, ...]:

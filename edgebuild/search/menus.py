@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -67,6 +68,7 @@ def _menu(
     layers = {path: (survey.layers[path],) for path in offered}
     if not case.target.is_this_machine:
 
+        @functools.cache
         def predicted(shape: LayerShape, precision: Precision) -> Seconds:
             return predict_layer(shape, precision, case.target, runtime)
 
@@ -75,6 +77,7 @@ def _menu(
     wanted = set(_shapes_to_measure(survey, offered, runtime))
     costs = LayerCosts(measure_costs(wanted, exporter.format, runtime, case.cache, progress))
 
+    @functools.cache
     def measured(shape: LayerShape, precision: Precision) -> Seconds:
         try:
             return costs.seconds(shape, precision)

@@ -27,8 +27,11 @@ from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.verdict import Status
 
-# Where the first plans lie between the fastest network and the whole one, in the logarithm.
-FIRST_PLACES = (0.2, 0.45, 0.7)
+# Where the first plans lie between the fastest network and the whole one, in the logarithm: the
+# very first in the middle.
+OPENING, FIRST_PLACES = 0.45, (0.2, 0.7)
+# How much faster than the fastest network on the frontier a bolder one is to be.
+BOLDER = 1.5
 # The precisions of a shape may take so much longer than the fastest ones, to lose less.
 SLACK = 1.15
 # Formats in which a network should take at most so many times as long as in the best one are tried.
@@ -70,6 +73,13 @@ class Attempt:
     trial: Trial
 
 
+def opening(
+    menus: Mapping[str, Menu], limits: Limits, training: Training, beliefs: Beliefs
+) -> Iterator[Proposal]:
+    """One plan in every format: it tells how fast each really is, before more is made in it."""
+    yield from _between(menus, OPENING, limits, training, beliefs)
+
+
 def first_shapes(
     menus: Mapping[str, Menu],
     students: Sequence[Offer],
@@ -77,15 +87,21 @@ def first_shapes(
     training: Training,
     beliefs: Beliefs,
 ) -> Iterator[Proposal]:
-    """Plans along the way from the fastest network to the whole one, and a middling student."""
-    menu = next(iter(menus.values()))
-    low, high = fastest(menu).latency, whole(menu).latency
+    """A fast plan, one that loses little, and a middling student."""
     for place in FIRST_PLACES:
-        between = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
-        latency = max(min(between, limits.latency), low * (1 + GAP))
-        yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
+        yield from _between(menus, place, limits, training, beliefs)
     for offer in students[len(students) // 2 :][:1]:
         yield from _realized(menus, [offer], training, beliefs, {"student": 1.0})
+
+
+def _between(
+    menus: Mapping[str, Menu], place: float, limits: Limits, training: Training, beliefs: Beliefs
+) -> Iterator[Proposal]:
+    menu = next(iter(menus.values()))
+    low, high = fastest(menu).latency, whole(menu).latency
+    between = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
+    latency = max(min(between, limits.latency), low * (1 + GAP))
+    yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
 
 
 def next_shapes(
@@ -96,18 +112,16 @@ def next_shapes(
     beliefs: Beliefs,
     zeros: Sequence[Offer] = (),
 ) -> Iterator[Proposal]:
-    """What the frontier suggests: train its shapes longer, fill its gaps, round more finely."""
+    """What the frontier suggests: longer training, finer rounding, its gaps, something bolder."""
     best = _on_frontier(attempts)
     for attempt in [one for one in best if _drop(one) <= WITHIN_REACH][:PROMISING]:
         yield from _longer(attempt, training)
         yield from _finer(attempt, attempts, training)
         yield from _sparser(attempt, zeros)
-    menu = next(iter(menus.values()))
+    first, menu = next(iter(menus.items()))
     least = fastest(menu).latency
-    for slow, fast in _gaps(best):
-        middle = math.sqrt(speed(slow.trial) * speed(fast.trial))
-        believed = beliefs.latency.get(slow.proposal.format, 1.0)
-        latency = max(middle / believed, least)
+    for wished in _wished(best):
+        latency = max(wished / beliefs.latency.get(first, 1.0), least)
         yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
 
 
@@ -243,6 +257,14 @@ def _on_frontier(attempts: Sequence[Attempt]) -> list[Attempt]:
 
 def _drop(attempt: Attempt) -> float:
     return attempt.trial.figures["accuracy_drop"].value
+
+
+def _wished(best: Sequence[Attempt]) -> Iterator[float]:
+    """Latencies in seconds: beyond the fast end of the frontier, and in its widest gaps."""
+    if best and _drop(best[0]) < WITHIN_REACH / 2:
+        yield speed(best[0].trial) / BOLDER
+    for slow, fast in _gaps(best):
+        yield math.sqrt(speed(slow.trial) * speed(fast.trial))
 
 
 def _gaps(best: Sequence[Attempt]) -> list[tuple[Attempt, Attempt]]:

@@ -74,13 +74,13 @@ def _search(case: Case, made: Made, found: Found, seconds: float) -> SearchRecor
 
 
 def _planned(found: Found) -> Iterator[PlannedRecord]:
-    for attempt, seen in found.observations():
+    for attempt, seen, latency, loss in found.expected():
         yield PlannedRecord(
             attempt.proposal.name,
             seen.format,
-            found.beliefs.predicted_latency(seen),
+            latency,
             seen.measured_latency,
-            found.beliefs.predicted_loss(seen),
+            loss,
             seen.measured_loss,
         )
 

@@ -401,12 +401,27 @@ def test_what_the_teacher_said_is_remembered_exactly() -> None:
             Plan(9),
             replace(QUICK, feature_weight=0.0),
         )
-        remembered = with_known_answers(asked)
+        remembered = with_known_answers(asked, specimen.network)
+        assert with_known_answers(asked, specimen.network).known is remembered.known
         assert not asked.known
         assert len(remembered.known[0]) == 64
         student = disturbed(specimen.network)
         first, second = (one.loss(student, 4).item() for one in (asked, remembered))
         assert first == pytest.approx(second, rel=1e-4)
+
+
+def test_a_teacher_whose_weights_have_changed_is_asked_again() -> None:
+    specimen = ZOO["gru"]()
+    settings = replace(QUICK, feature_weight=0.0)
+    with data.open_rows(samples(specimen, 64, 0), specimen.example, "a test's") as rows:
+        said = []
+        for _ in range(2):
+            teacher = copy.deepcopy(specimen.network)
+            asked = open_lesson(teacher, disturbed(specimen.network), rows, Plan(9), settings)
+            said.append(with_known_answers(asked, specimen.network).known[0])
+            with torch.no_grad():
+                next(specimen.network.parameters()).add_(0.5)
+        assert not torch.equal(*said)
 
 
 def test_layers_of_the_same_shape_are_compared() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_search import tried
 
-from edgebuild.search.frontier import cheapest, frontier, hypervolume, knee, speed
+from edgebuild.search.frontier import cheapest, frontier, halvings, hypervolume, knee, speed
 from edgebuild.vocabulary.measurement import Evidence
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.trial import Trial
@@ -81,3 +82,13 @@ def test_the_cheapest_keeps_the_budget() -> None:
 def test_the_knee_is_where_more_score_begins_to_cost_much() -> None:
     trials = [tried(0.2, 0.1), tried(0.8, 0.2), tried(0.9, 0.9)]
     assert knee(trials) is trials[1]
+
+
+def test_twice_as_fast_is_one_halving_however_fast_it_was() -> None:
+    assert halvings([(0.0, 0.5)]) == pytest.approx(1.0)
+    assert halvings([(0.0, 0.25)]) == pytest.approx(2.0)
+    assert halvings([(0.05, 0.25)]) == pytest.approx(1.0)
+
+
+def test_slower_than_the_float_network_counts_for_nothing() -> None:
+    assert halvings([(0.0, 2.0)]) == 0.0

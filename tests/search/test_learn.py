@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgebuild.search.learn import RECOVERED, Beliefs, Observation, learn
+from edgebuild.search.learn import RECOVERED, SHORTEST, Beliefs, Observation, expected, learn
 
 
 def seen(
@@ -32,20 +34,36 @@ def test_a_format_that_is_always_slower_than_planned_is_believed_to_be(factor: f
     assert learn(observations).latency["onnx"] == pytest.approx(factor, rel=0.1)
 
 
-@given(prune=st.floats(0.01, 1.0), quantize=st.floats(0.2, 3.0))
-def test_the_factors_of_families_are_found_again(prune: float, quantize: float) -> None:
+@given(prune=st.floats(0.01, 1.0), factorize=st.floats(0.01, 1.0), quantize=st.floats(0.2, 3.0))
+def test_the_factors_of_families_are_found_again(
+    prune: float, factorize: float, quantize: float
+) -> None:
+    truth = Beliefs(loss={"prune": prune, "factorize": factorize, "quantize": quantize}, power=0.7)
+    lost = [(0.5, 0.0, 0.0), (2.0, 0.0, 0.01), (0.0, 1.0, 0.0), (0.0, 0.2, 0.02), (0.0, 0.0, 0.1)]
+    planned = [seen({"prune": p, "factorize": f, "quantize": q}, 0.0) for p, f, q in lost * 5]
+    trained = [replace(one, steps=SHORTEST) for one in planned]
+    beliefs = learn([replace(one, measured_loss=truth.predicted_loss(one)) for one in trained])
+    for family, factor in truth.loss.items():
+        assert beliefs.weight(family) == pytest.approx(factor, rel=0.5)
+
+
+@given(power=st.floats(0.2, 0.9))
+def test_how_much_training_forgets_is_found_again(power: float) -> None:
     observations = [
-        seen({"prune": p, "quantize": q}, prune * p + quantize * q)
-        for p, q in [(0.5, 0.0), (1.0, 0.01), (2.0, 0.0), (0.0, 0.02), (0.0, 0.05), (0.0, 0.1)] * 4
+        seen({"prune": loss}, 0.1 * loss**power, steps=SHORTEST)
+        for loss in (0.01, 0.1, 1.0, 10.0) * 5
     ]
-    beliefs = learn(observations)
-    assert beliefs.weight("prune") == pytest.approx(prune, rel=0.4)
-    assert beliefs.weight("quantize") == pytest.approx(quantize, rel=0.4)
+    assert learn(observations).power == pytest.approx(power, abs=0.1)
+
+
+def test_what_is_not_trained_loses_what_it_is_planned_to() -> None:
+    one = seen({"prune": 0.2, "factorize": 0.1, "quantize": 0.05}, 0.0)
+    assert Beliefs().predicted_loss(one) == pytest.approx(0.35)
 
 
 def test_how_fast_training_recovers_is_found_again() -> None:
     observations = [
-        seen({"prune": p}, 0.1 * p * (steps / 50) ** -1.5, steps=steps)
+        seen({"prune": p}, 0.1 * p**0.5 * (steps / 50) ** -1.5, steps=steps)
         for p in (0.5, 1.0, 2.0)
         for steps in (50, 100, 200, 400, 800)
     ]
@@ -58,13 +76,26 @@ def test_training_recovers_nothing_of_quantization() -> None:
 
 
 def test_one_candidate_that_broke_down_does_not_decide() -> None:
-    sane = [seen({"prune": p}, 0.1 * p) for p in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)]
-    with_outlier = learn([*sane, seen({"prune": 1.0}, 50.0)])
+    sane = [seen({"prune": p}, 0.1 * p, steps=50) for p in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)]
+    with_outlier = learn([*sane, seen({"prune": 1.0}, 50.0, steps=50)])
     assert with_outlier.weight("prune") < 0.4
 
 
 def test_a_prediction_uses_what_was_learned() -> None:
-    beliefs = Beliefs({"onnx": 2.0}, {"prune": 0.5})
-    one = seen({"prune": 0.2, "quantize": 0.1}, 0.0, planned=3.0)
+    beliefs = Beliefs({"onnx": 2.0}, {"prune": 0.5}, power=0.5, recovery=1.0)
+    one = seen({"prune": 4.0, "quantize": 0.1}, 0.0, planned=3.0, steps=100)
     assert beliefs.predicted_latency(one) == 6.0
-    assert beliefs.predicted_loss(one) == pytest.approx(0.2)
+    assert beliefs.predicted_loss(one) == pytest.approx(0.1 + 0.5 * 4.0**0.5 / 2)
+
+
+def test_what_is_expected_of_a_candidate_does_not_know_of_it() -> None:
+    like = [seen({"prune": p}, 0.1 * p**0.5, taken=2.0, steps=50) for p in (0.5, 1.0, 1.5, 2.0)]
+    odd = seen({"prune": 1.2}, 30.0, taken=90.0, steps=50)
+    *_, (latency, loss) = expected([*like, odd])
+    assert latency < 3.0
+    assert loss == pytest.approx(0.1, rel=0.3)
+
+
+def test_formats_of_one_network_do_not_tell_of_each_other() -> None:
+    twins = [replace(seen({"prune": 1.0}, 30.0, steps=50), format=name) for name in ("a", "b")]
+    assert [loss for _, loss in expected(twins)] == [pytest.approx(RECOVERED)] * 2

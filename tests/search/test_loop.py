@@ -101,7 +101,7 @@ def test_a_search_that_was_cut_off_goes_on(cache: Cache, monkeypatch: pytest.Mon
     # What was decided before is not decided again, but tried; and the networks are there.
     patched = small_build.failing(AssertionError("surveys"))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "first_shapes", patched)
+        patch.setattr(loop, "opening", patched)
         found = searched(case_of(cache))
     assert len(found.attempts) > 2
     assert names(found)[:2] == whole[:2]

@@ -7,8 +7,15 @@ from small_search import CHANNELS, linear, menu, narrowed, seconds, tried
 
 from edgebuild.search.explain import explain
 from edgebuild.search.learn import Beliefs
-from edgebuild.search.plan import Limits, Menu, fastest, plan
-from edgebuild.search.propose import Attempt, Proposal, first_shapes, next_shapes, steps_of
+from edgebuild.search.plan import Limits, Menu, fastest, plan, whole
+from edgebuild.search.propose import (
+    Attempt,
+    Proposal,
+    first_shapes,
+    next_shapes,
+    opening,
+    steps_of,
+)
 from edgebuild.search.training import Training
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part, PartKind
 from edgebuild.vocabulary.precision import Precision
@@ -67,6 +74,21 @@ def attempt(score: float, latency: float, steps: int = 0, integer: bool = False)
 
 def following(menus: dict[str, Menu], *attempts: Attempt) -> list[Proposal]:
     return list(next_shapes(attempts, menus, Limits(), TRAINING, Beliefs()))
+
+
+def test_the_opening_is_one_network_in_every_format(menus: dict[str, Menu]) -> None:
+    proposals = list(opening(menus, Limits(), TRAINING, Beliefs()))
+    assert [proposal.format for proposal in proposals] == ["onnx", "tflite"]
+    assert len({proposal.reshaped for proposal in proposals}) == 1
+
+
+def test_beyond_a_frontier_that_loses_little_something_bolder_is_planned(
+    menus: dict[str, Menu],
+) -> None:
+    fast = 0.7 * whole(menus["onnx"]).latency
+    good = following(menus, attempt(0.97, fast))
+    assert any(proposal.latency == pytest.approx(fast / 1.5, rel=0.2) for proposal in good)
+    assert not following(menus, attempt(0.80, fast))
 
 
 def test_what_is_on_the_frontier_is_trained_longer(menus: dict[str, Menu]) -> None:
