@@ -49,7 +49,11 @@ def menu(*offers: Weighed, count: int = 3, quantized: float = 0.02) -> Menu:
 
 
 def tried(
-    score: float, latency: float, evidence: Evidence = Evidence.MEASURED, breached: bool = False
+    score: float,
+    latency: float,
+    evidence: Evidence = Evidence.MEASURED,
+    breached: bool = False,
+    divergence: float = 0.0,
 ) -> Trial:
     """A trial whose median latency is half its 99th percentile."""
     p50 = Figure(latency, Evidence.MEASURED, "here")
@@ -57,6 +61,7 @@ def tried(
     figures = {
         "score": Figure(score, Evidence.MEASURED, "here"),
         "accuracy_drop": Figure(1.0 - score, Evidence.MEASURED, "here"),
+        "divergence": Figure(divergence, Evidence.MEASURED, "here"),
     }
     line = BudgetLine("latency_p99", 1.0, p99, Status.BREACHED if breached else Status.MET)
     recipe = Recipe(f"{score} in {latency}", "onnx", ())

@@ -9,6 +9,10 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from edgebuild.catalog import QUANTIZE
+from edgebuild.search.plan import Menu
+from edgebuild.vocabulary.offer import LayerShape
+from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.units import Seconds
 
 # What the shortest training leaves of one nat that the network has lost: where learning starts.
 RECOVERED = 0.1
@@ -23,11 +27,16 @@ PRIOR_WEIGHT = 1.0
 FLOOR = 1e-5
 
 
+# A format, and whether there are integer kernels among its kernels: these are off by themselves.
+Kernels = tuple[str, bool]
+
+
 @dataclass(frozen=True)
 class Observation:
     """One candidate, as planned and as measured: seconds, and nats (planned by family).
 
-    `steps` is how long it was trained to recover.
+    `steps` is how long it was trained to recover; `has_integers` tells whether layers compute in
+    integers.
     """
 
     format: str
@@ -36,6 +45,11 @@ class Observation:
     planned_losses: Mapping[str, float]
     measured_loss: float
     steps: int = 0
+    has_integers: bool = False
+
+    @property
+    def kernels(self) -> Kernels:
+        return self.format, self.has_integers
 
 
 @dataclass(frozen=True)
@@ -43,14 +57,14 @@ class Beliefs:
     """What the planner's latencies and losses really come to.
 
     Attributes:
-        latency: by what planned latencies are to be multiplied, by format.
+        latency: by what planned latencies are to be multiplied, by kernels.
         loss: what is left of one nat that a family loses, after the shortest training; training
             takes nothing from what quantization loses.
         power: with which power of the planned loss that grows.
         recovery: with which power of the steps it shrinks.
     """
 
-    latency: Mapping[str, float] = field(default_factory=dict)
+    latency: Mapping[Kernels, float] = field(default_factory=dict)
     loss: Mapping[str, float] = field(default_factory=dict)
     power: float = POWER
     recovery: float = RECOVERY
@@ -59,8 +73,14 @@ class Beliefs:
         """What one nat of a family is to count, beside those of other families."""
         return self.loss.get(family, _start(family))
 
+    def factor(self, kernels: Kernels) -> float:
+        """By what a planned latency is to be multiplied; what is not known is as the others are."""
+        format, _ = kernels
+        known = [self.latency[one] for one in (kernels, (format, False)) if one in self.latency]
+        return known[0] if known else 1.0
+
     def predicted_latency(self, seen: Observation) -> float:
-        return seen.planned_latency * self.latency.get(seen.format, 1.0)
+        return seen.planned_latency * self.factor(seen.kernels)
 
     def predicted_loss(self, seen: Observation) -> float:
         lost = {f: loss for f, loss in seen.planned_losses.items() if f != QUANTIZE}
@@ -94,14 +114,32 @@ def _network(seen: Observation) -> tuple[object, ...]:
     return seen.steps, sorted(losses.items())
 
 
-def _latency_factors(seen: Sequence[Observation]) -> dict[str, float]:
-    formats = dict.fromkeys(one.format for one in seen)
-    return {name: float(np.exp(_mean_log_ratio(seen, name))) for name in formats}
+def believed(menu: Menu, format: str, beliefs: Beliefs) -> Menu:
+    """The menu at the costs that measurements have shown."""
+    floating, integer = (beliefs.factor((format, has_integers)) for has_integers in (False, True))
+
+    def seconds(shape: LayerShape, precision: Precision) -> Seconds:
+        return Seconds(
+            menu.seconds(shape, precision) * (integer if precision.is_integer else floating)
+        )
+
+    return replace(
+        menu,
+        seconds=seconds,
+        glue={path: Seconds(taken * floating) for path, taken in menu.glue.items()},
+        fixed=Seconds(menu.fixed * floating),
+        conversion=Seconds(menu.conversion * integer),
+    )
 
 
-def _mean_log_ratio(seen: Sequence[Observation], name: str) -> float:
+def _latency_factors(seen: Sequence[Observation]) -> dict[Kernels, float]:
+    every = dict.fromkeys(one.kernels for one in seen)
+    return {kernels: float(np.exp(_mean_log_ratio(seen, kernels))) for kernels in every}
+
+
+def _mean_log_ratio(seen: Sequence[Observation], kernels: Kernels) -> float:
     ratios = [
-        np.log(one.measured_latency / one.planned_latency) for one in seen if one.format == name
+        np.log(one.measured_latency / one.planned_latency) for one in seen if one.kernels == kernels
     ]
     return float(np.sum(ratios) / (len(ratios) + PRIOR_WEIGHT))
 

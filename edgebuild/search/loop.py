@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,11 +18,11 @@ from edgebuild.search.case import Case
 from edgebuild.search.frontier import halvings, speed
 from edgebuild.search.journal import Journal, Round
 from edgebuild.search.judge import choose
-from edgebuild.search.learn import Beliefs, Observation, expected, learn
+from edgebuild.search.learn import Beliefs, Observation, believed, expected, learn
 from edgebuild.search.make import Made, make
 from edgebuild.search.measure import measure
 from edgebuild.search.menus import menus
-from edgebuild.search.plan import Limits, Menu, settle, whole
+from edgebuild.search.plan import Limits, Menu, Plan, appraise, settle, whole
 from edgebuild.search.propose import (
     Attempt,
     Proposal,
@@ -48,6 +49,8 @@ PATIENCE = 600.0
 STILL, STILL_ROUNDS = 0.01, 2
 # How long a network is trained at first and at most, as shares of the time that is left.
 FIRST_SHARE, MOST_SHARE = 1 / 8, 1 / 3
+# What took no longer than this, in seconds, was not trained but found.
+FROM_CACHE = 1.0
 # A training of usual length tells what a step takes, its share of the looks at validation included.
 USUAL_STEPS = 200
 
@@ -72,6 +75,7 @@ class Found:
     beliefs: Beliefs = field(default_factory=Beliefs)
     survey: Survey | None = None
     menus: dict[str, Menu] = field(default_factory=dict)
+    appraisals: dict[str, Plan | None] = field(default_factory=dict)
 
     @property
     def trials(self) -> list[Trial]:
@@ -85,21 +89,37 @@ class Found:
             yield attempt, seen, latency, loss
 
     def observations(self) -> Iterator[tuple[Attempt, Observation]]:
-        """What was planned and what was measured, of every candidate that the planner planned."""
+        """What was to be expected and what was measured, of every candidate that was made."""
         for attempt in self.attempts:
-            proposal, figures = attempt.proposal, attempt.trial.figures
-            if proposal.latency > 0 and "divergence" in figures:
+            figures, appraisal = attempt.trial.figures, self._appraisal(attempt.proposal)
+            if "divergence" in figures and appraisal is not None:
                 yield (
                     attempt,
                     Observation(
-                        proposal.format,
-                        proposal.latency,
+                        attempt.proposal.format,
+                        appraisal.latency,
                         speed(attempt.trial),
-                        proposal.losses,
+                        appraisal.losses,
                         figures["divergence"].value,
-                        steps_of(proposal),
+                        steps_of(attempt.proposal),
+                        any(chosen.is_integer for chosen in appraisal.precisions.values()),
                     ),
                 )
+
+    def _appraisal(self, proposal: Proposal) -> Plan | None:
+        """What the menus say of a proposal; None before there are any, and of other precisions."""
+        menu, key = self.menus.get(proposal.format), repr(_what(proposal))
+        if menu is None or not menu.layers or self.survey is None:
+            return None
+        if key not in self.appraisals:
+            every = [*(weighed.offer for weighed in menu.offers), *self.survey.students]
+            chosen = set(proposal.reshaped)
+            offers = [offer for offer in every if (offer.part, offer.choice) in chosen]
+            try:
+                self.appraisals[key] = appraise(menu, offers, proposal.precisions)
+            except LookupError:
+                self.appraisals[key] = None
+        return self.appraisals[key]
 
 
 def search(case: Case, wishes: Wishes, device: Device, progress: Progress) -> Found:
@@ -143,6 +163,7 @@ class Rounds:
     device: Device
     progress: Progress
     volumes: list[float] = field(default_factory=list)
+    paces: list[float] = field(default_factory=list)
 
     def run(self) -> None:
         """Repeats what an earlier run of the same search has decided, and goes on from there."""
@@ -192,11 +213,14 @@ class Rounds:
             return
         training = self.training(deadline - time.monotonic())
         limits = _limits(self.case, found)
-        menus, beliefs = found.menus, found.beliefs
+        beliefs = found.beliefs
+        priced = {name: believed(menu, name, beliefs) for name, menu in found.menus.items()}
         stages: tuple[Callable[[], Iterator[Proposal]], ...] = (
-            lambda: opening(menus, limits, training, beliefs),
-            lambda: first_shapes(menus, survey.students, limits, training, beliefs),
-            lambda: next_shapes(found.attempts, menus, limits, training, beliefs, survey.zeros),
+            lambda: opening(priced, limits, training, beliefs),
+            lambda: first_shapes(priced, survey.students, limits, training, beliefs),
+            lambda: next_shapes(
+                *(found.attempts, priced, limits, training, beliefs, survey.students, survey.zeros)
+            ),
         )
         # Where a network cannot be changed, all of a stage may have been tried as uniform ones.
         for stage in stages[min(len(self.volumes), len(stages) - 1) :]:
@@ -223,6 +247,7 @@ class Rounds:
             self.found.survey = found
             made, formats = self.found.made, self._formats_by_speed()
             self.found.menus = menus(case, found, made, formats, wishes.precisions, self.progress)
+            self._learn()
         return self.found.survey
 
     def _formats_by_speed(self) -> list[str]:
@@ -240,7 +265,8 @@ class Rounds:
         if "distill" not in self.wishes.methods:
             return untrained
         first, most = max(left * FIRST_SHARE, 0.0), max(left * MOST_SHARE, 0.0)
-        return replace(untrained, first=first, most=most, step=self._step)
+        step = self._step and self._step * statistics.median(self.paces or [1.0])
+        return replace(untrained, first=first, most=most, step=step)
 
     @cached_property
     def _step(self) -> float | None:
@@ -261,8 +287,10 @@ class Rounds:
                 if time.monotonic() > deadline:
                     break
                 done.append(proposal)
+                begun = time.monotonic()
                 try:
                     recipes[self._recipe(proposal)] = proposal
+                    self._note_pace(proposal, time.monotonic() - begun)
                 except EdgebuildError as error:
                     recipe = Recipe(proposal.name, proposal.format, (), (), proposal.reshaped)
                     failed = Trial(recipe, failure=told(error))
@@ -272,9 +300,19 @@ class Rounds:
         trials = [*measure(self.case, made, self.device, self.progress), *failures]
         self.found.attempts += [Attempt(recipes[trial.recipe], trial) for trial in trials]
         self.found.made += made
-        self.found.beliefs = learn([seen for _, seen in self.found.observations()])
+        self._learn()
         self.volumes.append(volume(self.case, self.found.trials))
         return tuple(done)
+
+    def _note_pace(self, proposal: Proposal, taken: float) -> None:
+        """Remembers by what factor a training took longer than was thought, if it took place."""
+        steps = steps_of(proposal)
+        if steps and self._step and taken > FROM_CACHE:
+            thought = Training(step=self._step).seconds(steps, proposal.work)
+            self.paces.append(taken / thought)
+
+    def _learn(self) -> None:
+        self.found.beliefs = learn([seen for _, seen in self.found.observations()])
 
     def _recipe(self, proposal: Proposal) -> Recipe:
         """The proposal with a precision for every layer of the network that it makes."""

@@ -28,6 +28,8 @@ GAP = 0.01
 TIME_LIMIT = 20.0
 # A layer's cost is exact in this many widths; what further ones save is added up.
 EXACT_WIDTHS = 2
+# What an offer without a loss of its own, such as a whole student, is taken to lose, in nats.
+UNKNOWN_LOSS = 1.0
 # How little the second objective counts: it only decides between equals of the first.
 TIE = 1e-4
 # The precisions whose layers pass integers to each other.
@@ -128,6 +130,24 @@ def fastest(menu: Menu) -> Plan:
     found = program.solve(_of_one(program.seconds) + TIE * _of_one(program.loss), Limits())
     assert found is not None, "without limits there is a solution"
     return found
+
+
+def appraise(menu: Menu, offers: Sequence[Offer], precisions: Mapping[str, Precision]) -> Plan:
+    """What these offers and precisions (fp32 unless given) should come to.
+
+    Raises:
+        LookupError: a layer does not have its precision on the menu.
+    """
+    settled = settle(menu, offers)
+    picked = {path: precisions.get(path, Precision.FP32) for path in settled.layers}
+    only = {path: {chosen: menu.precisions[path][chosen]} for path, chosen in picked.items()}
+    found = whole(replace(settled, precisions=only))
+    known = {(one.offer.part, one.offer.choice): one.loss for one in menu.offers}
+    losses = defaultdict(float, found.losses)
+    for offer in offers:
+        losses[offer.choice.method] += known.get((offer.part, offer.choice), UNKNOWN_LOSS)
+    reshaped = tuple((offer.part, offer.choice) for offer in offers)
+    return replace(found, reshaped=reshaped, losses=dict(losses))
 
 
 def _element(precision: Precision) -> int:

@@ -36,10 +36,15 @@ BOLDER = 1.5
 SLACK = 1.15
 # Formats in which a network should take at most so many times as long as in the best one are tried.
 CLOSE = 1.1
+# A student whose latency is within this factor of what is wished is tried.
+NEAR = 1.4
 # How much longer a shape is trained when it has shown promise.
 LONGER = 4
 # The score that quantization must cost before something is done about it.
 WORTH_ROUNDING = 0.003
+# A network that is so near to the whole one (KL of the outputs, in nats) is not trained further. A
+# score that has lost nothing is not enough: on other samples it may have.
+NEGLIGIBLE = 0.005
 # How many shapes of the frontier are taken further in one round, and how much score may be lost
 # for training to be worth its time.
 PROMISING = 3
@@ -52,7 +57,7 @@ Shape = tuple[tuple[Part, Choice], ...]
 class Proposal:
     """A recipe to be, while its network does not exist yet: precisions by the layers' paths.
 
-    `latency` (seconds) and `losses` (nats by family) are what the planner expects; `work` is what
+    `latency` (seconds) is what the planner expects; `work` is what
     the network computes in float, as a share of the whole network.
     """
 
@@ -61,7 +66,6 @@ class Proposal:
     reshaped: Shape = ()
     precisions: Mapping[str, Precision] = field(default_factory=dict)
     latency: float = 0.0
-    losses: Mapping[str, float] = field(default_factory=dict)
     work: float = 1.0
 
 
@@ -91,7 +95,7 @@ def first_shapes(
     for place in FIRST_PLACES:
         yield from _between(menus, place, limits, training, beliefs)
     for offer in students[len(students) // 2 :][:1]:
-        yield from _realized(menus, [offer], training, beliefs, {"student": 1.0})
+        yield from _realized(menus, [offer], training)
 
 
 def _between(
@@ -110,6 +114,7 @@ def next_shapes(
     limits: Limits,
     training: Training,
     beliefs: Beliefs,
+    students: Sequence[Offer] = (),
     zeros: Sequence[Offer] = (),
 ) -> Iterator[Proposal]:
     """What the frontier suggests: longer training, finer rounding, its gaps, something bolder."""
@@ -118,11 +123,13 @@ def next_shapes(
         yield from _longer(attempt, training)
         yield from _finer(attempt, attempts, training)
         yield from _sparser(attempt, zeros)
-    first, menu = next(iter(menus.items()))
+    menu = next(iter(menus.values()))
     least = fastest(menu).latency
-    for wished in _wished(best):
-        latency = max(wished / beliefs.latency.get(first, 1.0), least)
+    wishes = list(_wished(best))
+    for wished in wishes:
+        latency = max(wished, least)
         yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
+    yield from _another_student(menus, students, attempts, wishes, training)
 
 
 def _planned(
@@ -132,16 +139,11 @@ def _planned(
     first = next(iter(menus.values()))
     found = plan(first, limits, beliefs.weight) or nearest(first, limits)
     offers = offers_of(first, found.reshaped)
-    losses = {name: loss for name, loss in found.losses.items() if name != "quantize"}
-    yield from _realized(menus, offers, training, beliefs, losses)
+    yield from _realized(menus, offers, training)
 
 
 def _realized(
-    menus: Mapping[str, Menu],
-    offers: Sequence[Offer],
-    training: Training,
-    beliefs: Beliefs,
-    losses: Mapping[str, float],
+    menus: Mapping[str, Menu], offers: Sequence[Offer], training: Training
 ) -> Iterator[Proposal]:
     """One network in the formats that should be fast, with precisions that are and lose little."""
     work = work_of(next(iter(menus.values())), offers)
@@ -151,12 +153,30 @@ def _realized(
         settled = settle(menu, offers)
         quickest = fastest(settled)
         found = plan(settled, Limits(latency=quickest.latency * SLACK)) or quickest
-        all_losses = {**losses, "quantize": found.losses.get("quantize", 0.0)}
-        planned.append(Proposal("", name, shape, found.precisions, found.latency, all_losses, work))
-    believed = [one.latency * beliefs.latency.get(one.format, 1.0) for one in planned]
-    for proposal, latency in zip(planned, believed, strict=True):
-        if latency <= CLOSE * min(believed):
-            yield named(proposal)
+        planned.append(Proposal("", name, shape, found.precisions, found.latency, work))
+    least = min(proposal.latency for proposal in planned)
+    yield from (named(proposal) for proposal in planned if proposal.latency <= CLOSE * least)
+
+
+def _another_student(
+    menus: Mapping[str, Menu],
+    students: Sequence[Offer],
+    attempts: Sequence[Attempt],
+    wishes: Sequence[float],
+    training: Training,
+) -> Iterator[Proposal]:
+    """The student that comes nearest to a latency that is wished, of those that were not tried."""
+    tried = {place for attempt in attempts for place in attempt.proposal.reshaped}
+    fresh = [offer for offer in students if (offer.part, offer.choice) not in tried]
+    menu = next(iter(menus.values()))
+    latencies = [whole(settle(menu, [offer])).latency for offer in fresh]
+    distances = [
+        (abs(math.log(latency / wished)), number)
+        for number, latency in enumerate(latencies)
+        for wished in wishes
+    ]
+    if distances and min(distances)[0] < math.log(NEAR):
+        yield from _realized(menus, [fresh[min(distances)[1]]], training)
 
 
 def work_of(menu: Menu, offers: Sequence[Offer]) -> float:
@@ -172,9 +192,9 @@ def recovered(offers: Sequence[Offer], training: Training, work: float) -> Shape
 
 
 def _longer(attempt: Attempt, training: Training) -> Iterator[Proposal]:
-    """The same network after more steps, where it has lost something."""
+    """The same network after more steps, where it answers otherwise than the whole one."""
     steps, most = steps_of(attempt.proposal), training.most_steps(attempt.proposal.work)
-    if steps and steps < most and _drop(attempt) > 0:
+    if steps and steps < most and (_drop(attempt) > 0 or _divergence(attempt) > NEGLIGIBLE):
         choice = training.choice(min(steps * LONGER, most))
         yield named(replace(attempt.proposal, reshaped=_with(attempt.proposal.reshaped, choice)))
 
@@ -257,6 +277,10 @@ def _on_frontier(attempts: Sequence[Attempt]) -> list[Attempt]:
 
 def _drop(attempt: Attempt) -> float:
     return attempt.trial.figures["accuracy_drop"].value
+
+
+def _divergence(attempt: Attempt) -> float:
+    return attempt.trial.figures["divergence"].value
 
 
 def _wished(best: Sequence[Attempt]) -> Iterator[float]:

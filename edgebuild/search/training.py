@@ -49,8 +49,12 @@ class Training:
         qat = f", qat {grid}" if grid else ""
         return Choice("distill", f"{steps} steps{qat}, seed {self.seed}")
 
+    def seconds(self, steps: int, work: float) -> float:
+        """What a training of so many steps takes."""
+        return steps * (self.step or 0.0) * (TEACHER + (1 - TEACHER) * max(work, LEAST_WORK))
+
     def _steps(self, seconds: float, work: float) -> int:
         if self.step is None:
             return 0
-        taken = self.step * (TEACHER + (1 - TEACHER) * max(work, LEAST_WORK))
-        return max((steps for steps in STEPS if steps * taken <= seconds), default=STEPS[0])
+        lengths = [steps for steps in STEPS if self.seconds(steps, work) <= seconds]
+        return max(lengths, default=STEPS[0])

@@ -62,11 +62,12 @@ def test_the_joint_search_is_held_against_the_best_of_the_others(tmp_path: Path)
         row("joint", ratio=12.0, hypervolume=0.9),
         row("prune", ratio=6.0, hypervolume=0.6),
         row("quantize", ratio=3.0, hypervolume=0.45),
+        row("prune+distill", ratio=9.0, hypervolume=0.75),
         row("random", hypervolume=0.3),
         row("runtime-int8", ratio=4.0),
     ]
     text = summary(tmp_path / "search.json", rows)
-    assert "| vehicles | 1.50 | 3.00 | 12.00 (1 of 1 seeds) | 3.00 |" in text
+    assert "| vehicles | 1.50 | 1.20 | 3.00 | 12.00 (1 of 1 seeds) | 3.00 |" in text
 
 
 def test_a_seed_that_lost_too_much_counts_for_no_speed(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ PROPOSAL = Proposal(
     ),
     precisions={"features.0": Precision.INT8_STATIC},
     latency=1e-3,
-    losses={"prune": 0.25},
 )
 
 

@@ -7,8 +7,19 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_search import linear, menu
 
-from edgebuild.search.learn import RECOVERED, SHORTEST, Beliefs, Observation, expected, learn
+from edgebuild.search.learn import (
+    RECOVERED,
+    SHORTEST,
+    Beliefs,
+    Observation,
+    believed,
+    expected,
+    learn,
+)
+from edgebuild.search.plan import fastest
+from edgebuild.vocabulary.precision import Precision
 
 
 def seen(
@@ -31,7 +42,7 @@ def test_before_anything_is_measured_recovery_is_expected_to_help() -> None:
 @given(factor=st.floats(0.2, 5.0))
 def test_a_format_that_is_always_slower_than_planned_is_believed_to_be(factor: float) -> None:
     observations = [seen({}, 0.1, planned=t, taken=t * factor) for t in range(1, 40)]
-    assert learn(observations).latency["onnx"] == pytest.approx(factor, rel=0.1)
+    assert learn(observations).factor(("onnx", False)) == pytest.approx(factor, rel=0.1)
 
 
 @given(prune=st.floats(0.01, 1.0), factorize=st.floats(0.01, 1.0), quantize=st.floats(0.2, 3.0))
@@ -75,6 +86,22 @@ def test_training_recovers_nothing_of_quantization() -> None:
     assert beliefs.predicted_loss(seen({"quantize": 0.2}, 0.0, steps=800)) == 0.2
 
 
+def test_integer_kernels_may_be_slower_than_planned_where_float_ones_are_not() -> None:
+    floats = [seen({}, 0.1, planned=t, taken=t) for t in range(1, 20)]
+    integers = [replace(one, measured_latency=2 * one.planned_latency) for one in floats]
+    beliefs = learn([*floats, *(replace(one, has_integers=True) for one in integers)])
+    assert beliefs.factor(("onnx", True)) == pytest.approx(2.0, rel=0.1)
+    assert beliefs.factor(("onnx", False)) == pytest.approx(1.0)
+    plain = menu()
+    priced, shape = believed(plain, "onnx", beliefs), linear()
+    dear = priced.seconds(shape, Precision.INT8_DYNAMIC)
+    assert dear == pytest.approx(2 * plain.seconds(shape, Precision.INT8_DYNAMIC), rel=0.1)
+    assert priced.seconds(shape, Precision.FP32) == plain.seconds(shape, Precision.FP32)
+    # What planned floats and integers alike now plans floats alone.
+    assert set(fastest(priced).precisions.values()) == {Precision.FP32}
+    assert set(fastest(plain).precisions.values()) == {Precision.INT8_DYNAMIC}
+
+
 def test_one_candidate_that_broke_down_does_not_decide() -> None:
     sane = [seen({"prune": p}, 0.1 * p, steps=50) for p in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)]
     with_outlier = learn([*sane, seen({"prune": 1.0}, 50.0, steps=50)])
@@ -82,7 +109,7 @@ def test_one_candidate_that_broke_down_does_not_decide() -> None:
 
 
 def test_a_prediction_uses_what_was_learned() -> None:
-    beliefs = Beliefs({"onnx": 2.0}, {"prune": 0.5}, power=0.5, recovery=1.0)
+    beliefs = Beliefs({("onnx", False): 2.0}, {"prune": 0.5}, power=0.5, recovery=1.0)
     one = seen({"prune": 4.0, "quantize": 0.1}, 0.0, planned=3.0, steps=100)
     assert beliefs.predicted_latency(one) == 6.0
     assert beliefs.predicted_loss(one) == pytest.approx(0.1 + 0.5 * 4.0**0.5 / 2)

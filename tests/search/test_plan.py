@@ -11,7 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_search import CHANNELS, factorized, linear, menu, narrowed, seconds, skipped
 
-from edgebuild.search.plan import GAP, Limits, Menu, Plan, Weighed, fastest, nearest, plan, settle
+from edgebuild.search.plan import (
+    GAP,
+    Limits,
+    Menu,
+    Plan,
+    Weighed,
+    appraise,
+    fastest,
+    nearest,
+    offers_of,
+    plan,
+    settle,
+)
 from edgebuild.vocabulary.offer import Part, weights
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.units import Seconds
@@ -179,3 +191,17 @@ def test_a_float_layer_between_integer_ones_pays_for_both_its_borders() -> None:
 def _floats(found: Plan | None) -> list[str]:
     assert found is not None
     return [path for path, precision in found.precisions.items() if precision is Precision.FP32]
+
+
+def test_what_was_planned_is_appraised_alike() -> None:
+    some = menu(narrowed("layers.0", "layers.1", 16, 0.5), factorized("layers.2", 8, 0.3))
+    found = fastest(some)
+    appraised = appraise(some, offers_of(some, found.reshaped), found.precisions)
+    assert appraised.latency == pytest.approx(found.latency)
+    assert appraised.storage == found.storage
+    assert appraised.losses == pytest.approx(found.losses)
+
+
+def test_a_precision_that_is_not_on_the_menu_is_not_appraised() -> None:
+    with pytest.raises(LookupError):
+        appraise(menu(), [], {"layers.0": Precision.INT4_WEIGHTS})

@@ -7,7 +7,7 @@ from small_search import CHANNELS, linear, menu, narrowed, seconds, tried
 
 from edgebuild.search.explain import explain
 from edgebuild.search.learn import Beliefs
-from edgebuild.search.plan import Limits, Menu, fastest, plan, whole
+from edgebuild.search.plan import Limits, Menu, appraise, fastest, offers_of, plan, settle, whole
 from edgebuild.search.propose import (
     Attempt,
     Proposal,
@@ -45,7 +45,12 @@ def test_the_first_plans_go_from_the_fastest_to_what_loses_less(menus: dict[str,
     latencies = [proposal.latency for proposal in planned]
     assert latencies[0] == min(latencies)
     assert latencies[0] >= fastest(menus["onnx"]).latency * 0.99
-    losses = [sum(Beliefs().weight(f) * x for f, x in p.losses.items()) for p in planned]
+    offers = [offers_of(menus["onnx"], proposal.reshaped) for proposal in planned]
+    appraised = [
+        appraise(menus["onnx"], made, one.precisions)
+        for made, one in zip(offers, planned, strict=True)
+    ]
+    losses = [sum(Beliefs().weight(f) * x for f, x in one.losses.items()) for one in appraised]
     assert losses[0] == max(losses)
 
 
@@ -95,6 +100,29 @@ def test_what_is_on_the_frontier_is_trained_longer(menus: dict[str, Menu]) -> No
     proposals = following(menus, attempt(0.95, 1e-5), attempt(0.93, 1e-6, steps=100))
     longer = (*SHAPE, (NETWORK, Choice("distill", "400 steps, seed 0")))
     assert longer in [proposal.reshaped for proposal in proposals]
+
+
+def test_what_lost_nothing_but_answers_otherwise_is_trained_longer(menus: dict[str, Menu]) -> None:
+    shape = (*SHAPE, (NETWORK, TRAINING.choice(100)))
+
+    def longest(divergence: float) -> int:
+        trial = tried(1.0, 1e-6, divergence=divergence)
+        proposals = following(menus, Attempt(Proposal("a test's", "onnx", shape), trial))
+        own = [one for one in proposals if set(SHAPE) < set(one.reshaped)]
+        return max(map(steps_of, own), default=0)
+
+    assert longest(0.02) > 100
+    assert longest(0.0) <= 100
+
+
+def test_where_something_is_wished_the_nearest_student_is_tried(menus: dict[str, Menu]) -> None:
+    smaller = Offer(NETWORK, Choice("student", "width 25 %"), {"layers.0": 16}, {"layers.1": 16})
+    latency = whole(settle(menus["onnx"], [smaller])).latency
+    attempts = [attempt(0.99, 1.5 * latency)]
+    students = [STUDENT, smaller]
+    found = list(next_shapes(attempts, menus, Limits(), TRAINING, Beliefs(), students))
+    assert any("student width 25 %" in proposal.name for proposal in found)
+    assert not any("student width 50 %" in proposal.name for proposal in found)
 
 
 def test_what_is_beaten_is_not(menus: dict[str, Menu]) -> None:
