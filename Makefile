@@ -25,6 +25,7 @@ bench: $(INSTALLED)
 # data that no package ships; workloads without their data are left out.
 bench-search: $(INSTALLED)
 	$(BIN)/python benchmarks/search/compare.py
+	$(BIN)/python benchmarks/search/recovery.py
 
 clean:
 	rm -rf .venv dist

@@ -11,18 +11,14 @@ are taken in turns.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
-import os
-import platform
-from dataclasses import dataclass
 from pathlib import Path
 
+from pieces import Results
 from summary import write_summary
-from systems import SYSTEMS, Row, is_seeded, rows_of, survey_once
+from systems import SYSTEMS, is_seeded, rows_of, survey_once
 
 from edgebuild import catalog
-from edgebuild.cache import LIBRARIES, Cache, default_root
+from edgebuild.cache import Cache, default_root
 from edgebuild.inputs.target_file import load_target
 from edgebuild.inputs.workload_file import load_workload
 from edgebuild.report.terminal import Bars, stderr
@@ -89,45 +85,6 @@ def _compare(name: str, options: argparse.Namespace, results: Results, progress:
                 progress.say(f"[yellow]{name}, {system} is left out: {error}")
             else:
                 results.put([{"workload": name, **row} for row in rows])
-
-
-@dataclass(frozen=True)
-class Results:
-    """All rows so far, in one file that is whole at any time.
-
-    Only rows of this machine count as done: what is compared must have run on one.
-    """
-
-    path: Path
-
-    def has(self, workload: str, system: str, seed: int) -> bool:
-        done = {(r["workload"], r["system"], r["seed"], r["machine"]) for r in self._rows()}
-        return (workload, system, seed, _machine()) in done
-
-    def put(self, rows: list[Row]) -> None:
-        """Adds the rows of one piece; those of the same piece on another machine go."""
-        here = [{**row, "machine": _machine()} for row in rows]
-        pieces = {(row["workload"], row["system"], row["seed"]) for row in rows}
-        others = [r for r in self._rows() if (r["workload"], r["system"], r["seed"]) not in pieces]
-        result = {
-            "made_by": "make bench-search",
-            "versions": {package: importlib.metadata.version(package) for package in LIBRARIES},
-            "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
-            "rows": [*others, *here],
-        }
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(part, self.path)
-
-    def _rows(self) -> list[Row]:
-        return json.loads(self.path.read_text())["rows"] if self.path.exists() else []
-
-
-def _machine() -> str:
-    """The processor's name and instruction set."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {load_target('host').compute.isa}"
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pieces import Row
 from runtime_defaults import quantized_by_default
 
 from edgebuild.search.case import Case
@@ -49,8 +49,6 @@ SEARCHES: Mapping[str, tuple[tuple[str, ...], tuple[Precision, ...]]] = {
 SYSTEMS = ("float", "runtime-int8", *SEARCHES, "random")
 # Latencies of two artifacts are taken in turns: what the machine does besides hits both alike.
 TURNS, TURN = 5, Effort(seconds=0.3, count=64)
-
-Row = dict[str, Any]
 
 
 def is_seeded(system: str) -> bool:

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import compare
+import pieces
 import pytest
-from compare import Results
+from pieces import Results
 from summary import write_summary
 
 Row = dict[str, Any]
@@ -94,7 +94,7 @@ def test_a_piece_that_is_done_is_done_until_the_machine_is_another(
     results.put([row("joint", 1)])
     assert results.has("vehicles", "joint", 0)
     assert not results.has("vehicles", "joint", 2)
-    monkeypatch.setattr(compare, "_machine", lambda: "another")
+    monkeypatch.setattr(pieces, "_machine", lambda: "another")
     assert not results.has("vehicles", "joint", 0)
     results.put([row("joint", 0, ratio=4.0)])
     kept = json.loads(results.path.read_text())["rows"]
