@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from edgebuild.search.learn import FLOOR
+
 Row = dict[str, Any]
 
 SINGLE, PAIR = ("quantize", "prune", "factorize", "distill"), "prune+distill"
@@ -109,7 +111,8 @@ def _predictions(rows: Sequence[Row]) -> Iterator[str]:
         expected, measured, expected_loss, measured_loss = np.array(
             [[one[name] for one in planned] for name in _PLANNED]
         )
-        factor = np.exp(np.abs(np.log(expected_loss / np.maximum(measured_loss, 1e-9))))
+        logs = [np.log(np.maximum(losses, FLOOR)) for losses in (expected_loss, measured_loss)]
+        factor = np.exp(np.abs(logs[0] - logs[1]))
         cells = [
             workload,
             str(len(planned)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -163,7 +162,7 @@ class Rounds:
     device: Device
     progress: Progress
     volumes: list[float] = field(default_factory=list)
-    paces: list[float] = field(default_factory=list)
+    trainings: list[tuple[float, float]] = field(default_factory=list)
 
     def run(self) -> None:
         """Repeats what an earlier run of the same search has decided, and goes on from there."""
@@ -265,8 +264,16 @@ class Rounds:
         if "distill" not in self.wishes.methods:
             return untrained
         first, most = max(left * FIRST_SHARE, 0.0), max(left * MOST_SHARE, 0.0)
-        step = self._step and self._step * statistics.median(self.paces or [1.0])
+        step = self._step and self._step * self._pace
         return replace(untrained, first=first, most=most, step=step)
+
+    @property
+    def _pace(self) -> float:
+        """By what factor trainings take longer than is thought; the first also asks the teacher."""
+        later = self.trainings[1:]
+        if not later:
+            return 1.0
+        return sum(taken for taken, _ in later) / sum(thought for _, thought in later)
 
     @cached_property
     def _step(self) -> float | None:
@@ -305,11 +312,11 @@ class Rounds:
         return tuple(done)
 
     def _note_pace(self, proposal: Proposal, taken: float) -> None:
-        """Remembers by what factor a training took longer than was thought, if it took place."""
+        """Remembers how long a training took and how long it was thought to, if it took place."""
         steps = steps_of(proposal)
         if steps and self._step and taken > FROM_CACHE:
             thought = Training(step=self._step).seconds(steps, proposal.work)
-            self.paces.append(taken / thought)
+            self.trainings.append((taken, thought))
 
     def _learn(self) -> None:
         self.found.beliefs = learn([seen for _, seen in self.found.observations()])
