@@ -164,13 +164,15 @@ def bench(path, artifact, threads, version, source, seconds, count):
     session.run(given[0])
     load = time.perf_counter() - started
     warm_up(session, given)
-    latencies, wall, cpu = [], time.perf_counter(), time.process_time()
+    latencies, began = [], time.time()
+    wall, cpu = time.perf_counter(), time.process_time()
     while goes_on(len(latencies), time.perf_counter() - wall, count, seconds):
         sample = given[len(latencies) % len(given)]
         started = time.perf_counter()
         session.run(sample)
         latencies.append(time.perf_counter() - started)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    ended = time.time()
     after = memory()
     return {
         "latencies": latencies,
@@ -183,6 +185,9 @@ def bench(path, artifact, threads, version, source, seconds, count):
         "runtime": version,
         "machine": machine(),
         "taken_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        # When to look at a power meter.
+        "began_at": began,
+        "ended_at": ended,
     }
 
 
