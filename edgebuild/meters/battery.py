@@ -19,6 +19,8 @@ ROOT = "/sys/class/power_supply"
 MICROAMPERES_FROM = 10_000
 # No battery has less than 100 mV or more than 100 V.
 MICROVOLTS_FROM = 100_000
+# Supplies that are the battery itself: to be online means nothing there.
+GAUGES = {"Battery", "BMS"}
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,9 @@ def _battery(found: Mapping[str, str], where: str) -> str:
 def _discharging(found: Mapping[str, str], supply: str) -> float:
     """The current as it is written, while nothing else feeds the device."""
     plugged = [
-        path.removesuffix("/online")
-        for path, online in sorted(found.items())
-        if path.endswith("/online") and online not in ("0", "") and not path.startswith(supply)
+        name
+        for name in sorted(path.removesuffix("/type") for path in found if path.endswith("/type"))
+        if found[f"{name}/type"] not in GAUGES and found.get(f"{name}/online", "0") != "0"
     ]
     if plugged:
         raise MeterUnavailable(

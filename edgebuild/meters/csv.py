@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,10 +52,12 @@ class Csv:
         # The meter's own program writes here, wherever the run is; so no device is asked.
         path, _, start = source.partition("@")
         self._path = Path(path)
-        self._start = _moment(start, 1.0) if start else None
+        self._start = start
         self._columns: dict[str, Column] = {}
         self._delimiter = ","
         self._position = 0
+        # Rows that came together with the header.
+        self._waiting: list[str] = []
         self._line = 0
         self._last = float("-inf")
 
@@ -64,23 +67,12 @@ class Csv:
         Raises:
             MeterUnavailable: no file, or no header that names a time and a power.
         """
-        header = self._new_lines()
-        if not header:
-            raise MeterUnavailable(f"csv: {self._path} holds no header: is its logger running?")
-        # Back to the first row: only the header is done with.
-        self._position = len(header[0].encode()) + 1
-        self._line = 1
-        self._delimiter = max(",;\t", key=header[0].count)
-        self._columns = _columns(next(csv.reader([header[0]], delimiter=self._delimiter)))
-        missing = _missing(self._columns)
-        if missing:
-            raise MeterUnavailable(f"csv: {self._path} has no column for {missing} with its unit")
-        titles = " × ".join(
-            column.title for name, column in self._columns.items() if name != "time"
-        )
+        if not self._columns:
+            self._read_header()
+        factors = [column.title for name, column in self._columns.items() if name != "time"]
         return Sensor(
             name="csv",
-            scope=f"{titles} in {self._path.name}, taken as the whole board's supply",
+            scope=f"{' × '.join(factors)} in {self._path.name}, taken as the whole board's supply",
             period=Seconds(1.0),
             evidence=Evidence.MEASURED,
             is_whole=True,
@@ -94,8 +86,29 @@ class Csv:
             MeterUnavailable: a row that is no measurement, or older than the one above it.
         """
         if not self._columns:
-            self.sensor()
+            self._read_header()
         return [self._sample(line) for line in self._new_lines() if line.strip()]
+
+    def _read_header(self) -> None:
+        self._refuse_no_start()
+        header, *rows = self._new_lines() or [""]
+        if not header:
+            raise MeterUnavailable(f"csv: {self._path} holds no header: is its logger running?")
+        self._waiting, self._line = rows, 1
+        self._delimiter = max(",;\t", key=header.count)
+        columns = _columns(next(csv.reader([header], delimiter=self._delimiter)))
+        missing = _missing(columns)
+        if missing:
+            raise MeterUnavailable(f"csv: {self._path} has no column for {missing} with its unit")
+        self._columns = columns
+
+    def _refuse_no_start(self) -> None:
+        try:
+            _moment(self._start or "0", 1.0)
+        except ValueError:
+            raise MeterUnavailable(
+                f"csv: {self._start} is no start: give a date as 2026-01-31T12:00:00Z"
+            ) from None
 
     def _new_lines(self) -> list[str]:
         """Whole lines only: the logger may be in the middle of one."""
@@ -107,17 +120,20 @@ class Csv:
             raise MeterUnavailable(f"csv: {self._path} cannot be read: {error.strerror}") from None
         whole = text[: text.rfind(b"\n") + 1]
         self._position += len(whole)
-        return whole.decode(errors="replace").split("\n")[:-1]
+        lines, self._waiting = self._waiting + whole.decode(errors="replace").splitlines(), []
+        return lines
 
     def _sample(self, line: str) -> PowerSample:
         self._line += 1
-        row = next(csv.reader([line.rstrip("\r")], delimiter=self._delimiter))
+        row = next(csv.reader([line], delimiter=self._delimiter))
         try:
             found = {name: row[column.index].strip() for name, column in self._columns.items()}
             at = _moment(found.pop("time"), self._columns["time"].scale)
             watts = 1.0
             for name, text in found.items():
                 watts *= float(text) * self._columns[name].scale
+            if not math.isfinite(at * watts):
+                raise ValueError
         except (IndexError, ValueError):
             raise MeterUnavailable(
                 f"csv: {self._path}, line {self._line}: {line.strip()!r} is no measurement"
@@ -130,19 +146,19 @@ class Csv:
         return PowerSample(at, Watts(watts))
 
     def _started(self) -> float:
-        if self._start is None:
+        if not self._start:
             raise MeterUnavailable(
                 f"csv: the times in {self._path} count from a start that it does not say: "
                 f"give {self._path}@2026-01-31T12:00:00Z"
             )
-        return self._start
+        return _moment(self._start, 1.0)
 
 
 def _columns(titles: list[str]) -> dict[str, Column]:
     """The first column of each quantity that names a unit; times of day need none."""
     found: dict[str, Column] = {}
     for index, title in enumerate(titles):
-        words = re.findall(r"[a-zµ]+", title.lower())
+        words = re.findall(r"[a-zµ]+", title.lower().replace("μ", "µ"))
         for quantity, names in QUANTITIES.items():
             if quantity in found or not set(words) & set(names):
                 continue
@@ -150,11 +166,8 @@ def _columns(titles: list[str]) -> dict[str, Column]:
             if scale is not None:
                 found[quantity] = Column(title.strip(), index, scale)
     # A power that the meter multiplied itself, sample by sample, is the better one.
-    return (
-        {name: found[name] for name in ("time", "power") if name in found}
-        if ("power" in found)
-        else found
-    )
+    factors = ("power",) if "power" in found else ("voltage", "current")
+    return {name: found[name] for name in ("time", *factors) if name in found}
 
 
 def _missing(columns: dict[str, Column]) -> str:

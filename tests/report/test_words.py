@@ -70,7 +70,8 @@ def test_a_prediction_never_looks_measured(
 @pytest.mark.parametrize("evidence", Evidence)
 def test_evidence_begins_with_its_kind_and_names_the_place(evidence: Evidence) -> None:
     shown = words.evidence(Figure(1.0, evidence, "a-place", note="on these grounds"))
-    linked = "for" if evidence is Evidence.PREDICTED else "on"
+    elsewhere = (Evidence.PREDICTED, Evidence.MODELLED_BOUND)
+    linked = "for" if evidence in elsewhere else "on"
     assert shown == f"{evidence} {linked} a-place: on these grounds"
 
 

@@ -1,0 +1,142 @@
+"""A meter is watched while the machine idles and runs; what it cannot say is said, not made up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from edgebuild import catalog
+from edgebuild.bundles import metered as module
+from edgebuild.bundles.metered import clock_lead, metered
+from edgebuild.vocabulary.contracts import Completed
+from edgebuild.vocabulary.errors import DeviceError, MeterUnavailable
+from edgebuild.vocabulary.measurement import Evidence, Measurement
+from edgebuild.vocabulary.power import PowerSample, Sensor
+
+IDLE, BUSY = 2.0, 5.0
+
+
+class Plug:
+    """A meter that shows more while something runs, until it breaks."""
+
+    def __init__(self, broken_after: int = 10**9) -> None:
+        self.is_busy = threading.Event()
+        self.reads = 0
+        self._broken_after = broken_after
+
+    def sensor(self) -> Sensor:
+        return Sensor("plug", "the wall", 0.01, Evidence.MEASURED, is_whole=True)
+
+    def read(self) -> Sequence[PowerSample]:
+        self.reads += 1
+        if self.reads > self._broken_after:
+            raise MeterUnavailable("plug: somebody pulled it")
+        return [PowerSample(time.time(), BUSY if self.is_busy.is_set() else IDLE)]
+
+
+class Elsewhere:
+    """A device whose clock is ahead."""
+
+    name = "elsewhere"
+
+    def __init__(self, ahead: float) -> None:
+        self._ahead = ahead
+
+    def run(self, command: list[str], deadline: float) -> Completed:
+        assert list(command) == ["date", "+%s.%N"]
+        return Completed(0, f"{time.time() + self._ahead:.9f}\n", "")
+
+
+def run(plug: Plug, ahead: float = 0.0) -> Measurement:
+    """Half a second in ten inferences, after a load that does not count."""
+    time.sleep(0.1)
+    plug.is_busy.set()
+    began = time.time()
+    time.sleep(0.5)
+    ended = time.time()
+    plug.is_busy.clear()
+    return measurement(began + ahead, ended + ahead)
+
+
+def measurement(began: float | None, ended: float | None) -> Measurement:
+    return Measurement(
+        latencies=(0.05,) * 10,
+        load=0.1,
+        peak_memory=0,
+        peak_anonymous=0,
+        baseline_memory=0,
+        cpu_share=1.0,
+        threads=1,
+        runtime="a runtime",
+        machine="a machine",
+        taken_at="2026-11-24T20:00:00+00:00",
+        began_at=began,
+        ended_at=ended,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SETTLING", 0.05)
+    monkeypatch.setattr(module, "SHORTEST_IDLE", 0.3)
+
+
+@pytest.mark.parametrize("ahead", [0.0, 3600.0, -86400.0])
+def test_idle_and_active_are_told_apart_whatever_the_devices_clock_says(ahead: float) -> None:
+    plug = Plug()
+    found = metered(plug, Elsewhere(ahead), 0.3, lambda: run(plug, ahead)).draw
+    assert found is not None
+    assert found.idle.value == pytest.approx(IDLE, rel=0.05)
+    assert found.active.value == pytest.approx(BUSY, rel=0.05)
+    assert found.energy.value == pytest.approx((BUSY - IDLE) * 0.05, rel=0.1)
+    assert found.energy.where == "elsewhere"
+
+
+def test_a_meter_that_cannot_be_read_ends_it_before_anything_runs(tmp_path: Path) -> None:
+    meter = catalog.meter(f"rapl={tmp_path}")
+    with pytest.raises(MeterUnavailable, match="rapl: .* holds no package"):
+        metered(meter, Elsewhere(0.0), 0.3, lambda: pytest.fail("it ran"))
+
+
+def test_a_meter_that_breaks_leaves_the_measurement_and_its_reason() -> None:
+    plug = Plug(broken_after=3)
+    found = metered(plug, Elsewhere(0.0), 0.3, lambda: run(plug))
+    assert len(found.measurement.latencies) == 10
+    assert (found.draw, found.unavailable) == (None, "plug: somebody pulled it")
+
+
+def test_a_run_that_does_not_say_when_has_no_power() -> None:
+    found = metered(Plug(), Elsewhere(0.0), 0.3, lambda: measurement(None, None))
+    assert found.draw is None
+    assert "does not say when" in found.unavailable
+
+
+def test_a_run_that_fails_fails_and_stops_the_meter() -> None:
+    plug = Plug()
+
+    def fail() -> Measurement:
+        raise DeviceError("the runtime is missing")
+
+    with pytest.raises(DeviceError, match="the runtime is missing"):
+        metered(plug, Elsewhere(0.0), 0.3, fail)
+    reads = plug.reads
+    time.sleep(0.1)
+    assert plug.reads == reads
+
+
+def test_this_machines_clock_is_its_own() -> None:
+    with catalog.device("local") as device:
+        assert abs(clock_lead(device)) < 0.5
+
+
+def test_a_device_that_tells_no_time_says_so() -> None:
+    class Timeless(Elsewhere):
+        def run(self, command: list[str], deadline: float) -> Completed:
+            return Completed(0, "1795550400.%N\n", "")
+
+    with pytest.raises(MeterUnavailable, match="elsewhere does not tell the time"):
+        clock_lead(Timeless(0.0))
