@@ -190,7 +190,7 @@ def bench(
     with catalog.device("local") as device:
 
         def once() -> Measurement:
-            return run(bundle, device, seconds, count, threads)
+            return run(bundle, device, seconds, count, threads, fills_time=bool(meter))
 
         if meter:
             found = metered(catalog.meter(meter), device, Seconds(seconds), once)
@@ -205,7 +205,7 @@ def bench(
         if found.draw:
             terminal.show_draw(console, bundle, found.draw, _power_line(bundle, found.draw))
     if found.unavailable:
-        raise MeterUnavailable(found.unavailable)
+        raise MeterUnavailable(f"power is unavailable: {found.unavailable}")
 
 
 @app.command()

@@ -56,7 +56,7 @@ def metered(meter: Meter, device: Device, idle: Seconds, run: Callable[[], Measu
         if trace.trouble:
             raise MeterUnavailable(trace.trouble)
         busy = _timed_runs(measurement, device)
-        count = len(measurement.latencies)
+        count = measurement.inferences or len(measurement.latencies)
         found = draw(trace.samples, sensor, device.name, still, busy, count)
     except DeviceError as problem:
         # What was measured without the meter is as good as ever.

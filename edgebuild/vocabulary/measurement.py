@@ -88,9 +88,10 @@ class Measurement:
     runtime: str
     machine: str
     taken_at: str
-    # Unix time of the device around the timed runs; what ran them may not say it.
+    # Unix time of the device around the runs, and how many they were; not every runner says it.
     began_at: float | None = None
     ended_at: float | None = None
+    inferences: int | None = None
 
     def percentile(self, share: float) -> Percentile:
         """The given percentile (0.99 for p99) of the latencies, with its bounds."""

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from edgebuild import catalog
+from edgebuild import catalog, cli
 from edgebuild.bundles import metered as module
+from edgebuild.bundles.manifest import FILE, Bundle, dump_manifest
 from edgebuild.bundles.metered import clock_lead, metered
+from edgebuild.inputs.target_file import load_target
 from edgebuild.vocabulary.contracts import Completed
 from edgebuild.vocabulary.errors import DeviceError, MeterUnavailable
 from edgebuild.vocabulary.measurement import Evidence, Measurement
 from edgebuild.vocabulary.power import PowerSample, Sensor
+from edgebuild.vocabulary.target import Budget
 
+RECORDINGS = Path(__file__).parents[1] / "meters" / "recordings"
 IDLE, BUSY = 2.0, 5.0
 
 
@@ -140,3 +146,90 @@ def test_a_device_that_tells_no_time_says_so() -> None:
 
     with pytest.raises(MeterUnavailable, match="elsewhere does not tell the time"):
         clock_lead(Timeless(0.0))
+
+
+# ---- from the command line
+
+
+def wants_power(bundle: Bundle, target: str = "host") -> Path:
+    """The bundle, as if it had been built for a target with a power budget."""
+    budget = Budget.parse(power="3 W", rate="2 /s")
+    manifest = replace(bundle.manifest, target=load_target(target), budget=budget)
+    (bundle.path / FILE).write_bytes(dump_manifest(manifest))
+    return bundle.path
+
+
+def supply(log: Path, done: threading.Event) -> None:
+    """Logs two watts ten times a second, as an external meter does."""
+    with log.open("w") as file:
+        file.write("time_s,power_w\n")
+        while not done.is_set():
+            file.write(f"{time.time():.3f},2.0\n")
+            file.flush()
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Path]:
+    path, done = tmp_path / "power.csv", threading.Event()
+    writer = threading.Thread(target=supply, args=(path, done))
+    writer.start()
+    while not path.exists() or not path.read_text():
+        time.sleep(0.01)
+    yield path
+    done.set()
+    writer.join()
+
+
+def bench(dist: Path, meter: str, as_json: bool = False) -> None:
+    cli.bench(dist, seconds=2.0, count=10, meter=meter, as_json=as_json)
+
+
+def test_a_measured_power_line_is_met(
+    bundle: Bundle, log: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bench(wants_power(bundle), f"csv={log}")
+    said = " ".join(capfd.readouterr().err.split())
+    assert "power above idle at 2 /s" in said
+    assert "of 3 W, met" in said
+    assert "power_w in power.csv" in said
+
+
+def test_a_calibrated_models_power_line_is_predicted(
+    bundle: Bundle, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bench(wants_power(bundle), f"pmic={RECORDINGS / 'raspberry-pi-5-plain.txt'}")
+    said = " ".join(capfd.readouterr().err.split())
+    assert "of 3 W, predicted" in said
+    assert "calibrated-model" in said
+
+
+def test_what_is_measured_elsewhere_says_nothing_of_the_target(
+    bundle: Bundle, log: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bench(wants_power(bundle, "robot-raspberry-pi-5"), f"csv={log}")
+    said = " ".join(capfd.readouterr().err.split())
+    assert "the power budget is for robot-raspberry-pi-5: not measured there" in said
+
+
+def test_json_holds_the_draw_and_as_many_inferences_as_the_time_took(
+    bundle: Bundle, log: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bench(wants_power(bundle), f"csv={log}", as_json=True)
+    found = json.loads(capfd.readouterr().out)
+    assert found["ended_at"] - found["began_at"] == pytest.approx(2.0, abs=0.5)
+    assert found["inferences"] >= len(found["latencies"])
+    assert found["power"]["active"]["value"] == pytest.approx(2.0)
+    assert found["power"]["energy"]["evidence"] == "measured"
+
+
+def test_a_meter_that_says_too_little_leaves_the_rest_and_one_line(
+    bundle: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "power.csv"
+    log.write_text("time_s,power_w\n")
+    with pytest.raises(MeterUnavailable, match="power is unavailable: csv, idle: 0 samples in"):
+        bench(wants_power(bundle), f"csv={log}", as_json=True)
+    found = json.loads(capfd.readouterr().out)
+    assert found["power"]["unavailable"].startswith("csv, idle: 0 samples")
+    assert len(found["latencies"]) >= 10
