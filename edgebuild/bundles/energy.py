@@ -42,8 +42,9 @@ def draw(
     """What a run of so many inferences drew above the idle stretch, as the meter showed it.
 
     Raises:
-        MeterUnavailable: too few samples lie within a stretch to say.
+        MeterUnavailable: too few samples lie within a stretch to say, or all are the same.
     """
+    _refuse_stuck(trace, sensor, Stretch(idle.began, active.ended))
     rest = mean_power(trace, idle, f"{sensor.name}, idle")
     busy = mean_power(trace, active, f"{sensor.name}, running")
     above = Mean(busy.watts - rest.watts, math.hypot(busy.error, rest.error))
@@ -92,6 +93,16 @@ def mean_power(trace: Sequence[PowerSample], stretch: Stretch, what: str = "powe
     return Mean(_weighted(pieces), _student(len(blocks)) * spread)
 
 
+def _refuse_stuck(trace: Sequence[PowerSample], sensor: Sensor, whole: Stretch) -> None:
+    """A sensor that stands still would say that nothing above idle was drawn."""
+    shown = {sample.watts for sample in trace if whole.began <= sample.at <= whole.ended}
+    if len(shown) == 1:
+        raise MeterUnavailable(
+            f"{sensor.name}: {shown.pop():.4g} W throughout, idle and running: its sensor stands "
+            "still, or what is read is a copy"
+        )
+
+
 def _pieces(trace: Sequence[PowerSample], stretch: Stretch) -> Iterator[tuple[float, float]]:
     """Seconds and watts; an interval across an edge has something else mixed in."""
     for before, after in itertools.pairwise(trace):
@@ -138,7 +149,8 @@ def _student(count: int) -> float:
 def _figure(found: Mean, sensor: Sensor, where: str, note: str = "") -> Figure:
     """With its label: the sensor, its rate and scope."""
     label = f"{sensor.name}, every {sensor.period:g} s, {sensor.scope}"
-    grounds = [text for text in (label, sensor.note, note) if text]
+    source = f"read in {sensor.source}" if sensor.source else ""
+    grounds = [text for text in (label, sensor.note, source, note) if text]
     return Figure(
         value=found.watts,
         evidence=sensor.evidence,

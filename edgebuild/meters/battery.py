@@ -40,6 +40,7 @@ class Battery:
         device: Device | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._source = source
         self._folder = Folder(source or ROOT, device)
         self._clock = clock
         self._supply = ""
@@ -62,6 +63,7 @@ class Battery:
             evidence=Evidence.MEASURED,
             is_whole=True,
             note=f"current_now taken as {unit}, {sign} while discharging; the gauge may average",
+            source=self._source,
         )
 
     def read(self) -> Sequence[PowerSample]:

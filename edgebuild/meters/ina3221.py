@@ -32,6 +32,7 @@ class Ina3221:
         device: Device | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._source = source
         self._folder = Folder(source or ROOT, device)
         self._clock = clock
         # From a rail's name to its files for volts and amperes.
@@ -54,6 +55,7 @@ class Ina3221:
             evidence=Evidence.MEASURED,
             is_whole=module is not None,
             note="" if module else "rails of an unknown board: some may be missing, or overlap",
+            source=self._source,
         )
 
     def read(self) -> Sequence[PowerSample]:

@@ -51,6 +51,7 @@ class Pmic:
             evidence=Evidence.CALIBRATED_MODEL,
             is_whole=True,
             note=f"a third party's fit to one board, {SLOPE} × sum of rails + {OFFSET} W",
+            source=self._source,
         )
 
     def read(self) -> Sequence[PowerSample]:

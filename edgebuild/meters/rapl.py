@@ -24,6 +24,7 @@ class Rapl:
         device: Device | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._source = source
         self._folder = Folder(source or ROOT, device)
         self._clock = clock
         # From a zone's folder to where its counter starts again, in microjoules.
@@ -46,6 +47,7 @@ class Rapl:
             evidence=Evidence.MEASURED,
             is_whole=False,
             note="the processor alone: the rest of the board is not in it",
+            source=self._source,
         )
 
     def read(self) -> Sequence[PowerSample]:

@@ -22,7 +22,8 @@ class Sensor:
 
     `evidence` is measured, or calibrated-model where a fit turns readings into watts.
     `is_whole` is false where a part of the board draws its power past the sensor: its watts then
-    bound the board's from below, and can only breach a limit.
+    bound the board's from below, and can only breach a limit. `source` is where it is read, if
+    that is not the sensor's own place: it may be a copy.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Sensor:
     evidence: Evidence
     is_whole: bool
     note: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,16 @@ def test_a_part_of_the_board_bounds_the_whole_from_below() -> None:
     assert "the processor alone" in found.energy.note
 
 
+def test_a_sensor_that_stands_still_is_no_measurement_of_nothing() -> None:
+    with pytest.raises(MeterUnavailable, match="rapl: 2 W throughout, idle and running"):
+        drawn(steady(2.0, 2.0))
+
+
+def test_what_may_be_a_copy_says_where_it_is_read() -> None:
+    found = drawn(steady(), replace(SENSOR, source="a/copy"))
+    assert found.energy.note.endswith("package-0; read in a/copy")
+
+
 def test_a_fit_stays_a_fit() -> None:
     found = drawn(steady(), replace(SENSOR, evidence=Evidence.CALIBRATED_MODEL))
     assert found.energy.evidence is Evidence.CALIBRATED_MODEL
