@@ -25,10 +25,14 @@ HOLE = 5.0
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean power over a stretch, in watts, with half its 99 % confidence interval."""
+    """Mean power over a stretch, in watts, with half its 99 % confidence interval.
+
+    `period` is what lies between two samples as a rule, in seconds.
+    """
 
     watts: float
     error: float
+    period: Seconds
 
 
 def draw(
@@ -47,9 +51,10 @@ def draw(
     _refuse_stuck(trace, sensor, Stretch(idle.began, active.ended))
     rest = mean_power(trace, idle, f"{sensor.name}, idle")
     busy = mean_power(trace, active, f"{sensor.name}, running")
-    above = Mean(busy.watts - rest.watts, math.hypot(busy.error, rest.error))
+    error = math.hypot(busy.error, rest.error)
+    above = replace(busy, watts=busy.watts - rest.watts, error=error)
     each = Seconds(active.length / inferences)
-    energy = Mean(above.watts * each, above.error * each)
+    energy = replace(above, watts=above.watts * each, error=above.error * each)
     note = "" if above.watts > above.error else "not told apart from idle: run longer"
     return Draw(
         sensor=sensor,
@@ -68,7 +73,8 @@ def power_at(found: Draw, rate: Hertz) -> Figure:
     busy = min(rate * found.inference, 1.0)
     above = found.above_idle
     low, high = above.interval
-    return replace(above, value=above.value * busy, low=low * busy, high=high * busy)
+    note = _joined(above.note, "energy of inferences without a pause, times their rate")
+    return replace(above, value=above.value * busy, low=low * busy, high=high * busy, note=note)
 
 
 def mean_power(trace: Sequence[PowerSample], stretch: Stretch, what: str = "power") -> Mean:
@@ -90,7 +96,8 @@ def mean_power(trace: Sequence[PowerSample], stretch: Stretch, what: str = "powe
         )
     blocks = [_weighted(block) for block in _in_blocks(pieces)]
     spread = statistics.stdev(blocks) / math.sqrt(len(blocks))
-    return Mean(_weighted(pieces), _student(len(blocks)) * spread)
+    usual = Seconds(statistics.median(length for length, _ in pieces))
+    return Mean(_weighted(pieces), _student(len(blocks)) * spread, usual)
 
 
 def _refuse_stuck(trace: Sequence[PowerSample], sensor: Sensor, whole: Stretch) -> None:
@@ -148,16 +155,18 @@ def _student(count: int) -> float:
 
 def _figure(found: Mean, sensor: Sensor, where: str, note: str = "") -> Figure:
     """With its label: the sensor, its rate and scope."""
-    label = f"{sensor.name}, every {sensor.period:g} s, {sensor.scope}"
     source = f"read in {sensor.source}" if sensor.source else ""
-    grounds = [text for text in (label, sensor.note, source, note) if text]
     return Figure(
         value=found.watts,
         evidence=sensor.evidence,
-        where=where,
+        where=f"{where} by {sensor.name}, every {found.period:.2g} s, {sensor.scope}",
         low=found.watts - found.error,
         high=found.watts + found.error,
-        note="; ".join(grounds),
+        note=_joined(sensor.note, source, note),
         # What flows past the sensor may be any amount.
         is_bounded=sensor.is_whole or sensor.evidence is not Evidence.MEASURED,
     )
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)

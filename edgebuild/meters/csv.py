@@ -90,7 +90,7 @@ class Csv:
         return [self._sample(line) for line in self._new_lines() if line.strip()]
 
     def _read_header(self) -> None:
-        self._refuse_no_start()
+        self._refuse_bad_source()
         header, *rows = self._new_lines() or [""]
         if not header:
             raise MeterUnavailable(f"csv: {self._path} holds no header: is its logger running?")
@@ -102,7 +102,9 @@ class Csv:
             raise MeterUnavailable(f"csv: {self._path} has no column for {missing} with its unit")
         self._columns = columns
 
-    def _refuse_no_start(self) -> None:
+    def _refuse_bad_source(self) -> None:
+        if not self._path.name:
+            raise MeterUnavailable("csv: name its file, as csv=power.csv")
         try:
             _moment(self._start or "0", 1.0)
         except ValueError:

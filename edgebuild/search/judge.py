@@ -41,7 +41,8 @@ def _status(line: str, limit: float, figure: Figure) -> tuple[Status, str]:
     if figure.evidence is Evidence.MEASURED:
         if high <= limit:
             return Status.MET, ""
-        return Status.UNKNOWN, figure.note or "the limit lies within the measurement's interval"
+        inside = "the limit lies within the measurement's interval"
+        return Status.UNKNOWN, f"{inside}; {figure.note}" if figure.note else inside
     if figure.evidence is Evidence.MODELLED_BOUND or (
         line == "power" and figure.evidence is not Evidence.CALIBRATED_MODEL
     ):

@@ -141,7 +141,7 @@ def test_every_figure_has_the_sensors_label() -> None:
     found = drawn(steady())
     for figure in (found.idle, found.active, found.above_idle, found.energy):
         assert figure.evidence is Evidence.MEASURED
-        assert (figure.where, figure.note) == ("host", "rapl, every 0.1 s, package-0")
+        assert (figure.where, figure.note) == ("host by rapl, every 0.1 s, package-0", "")
         assert figure.is_bounded
 
 
@@ -158,7 +158,12 @@ def test_a_sensor_that_stands_still_is_no_measurement_of_nothing() -> None:
 
 def test_what_may_be_a_copy_says_where_it_is_read() -> None:
     found = drawn(steady(), replace(SENSOR, source="a/copy"))
-    assert found.energy.note.endswith("package-0; read in a/copy")
+    assert found.energy.note == "read in a/copy"
+
+
+def test_the_rate_is_what_the_samples_came_at_and_not_what_was_asked() -> None:
+    found = drawn(trace([0.5], 2.0, 5.0))
+    assert "every 0.5 s" in found.energy.where
 
 
 def test_a_fit_stays_a_fit() -> None:
@@ -181,4 +186,4 @@ def test_power_at_a_rate_grows_with_it_until_the_device_is_always_busy(rate: flo
     assert power.value == pytest.approx(min(found.energy.value * rate, 3.0))
     low, high = power.interval
     assert low <= power.value <= high
-    assert power.note == found.above_idle.note
+    assert power.note.endswith("inferences without a pause, times their rate")

@@ -50,6 +50,11 @@ def test_a_file_that_is_no_record_of_power_says_why(source: str) -> None:
         Csv(str(RECORDINGS / source)).read()
 
 
+def test_a_meter_without_a_file_asks_for_one() -> None:
+    with pytest.raises(MeterUnavailable, match="csv: name its file, as csv=power.csv"):
+        Csv().sensor()
+
+
 def test_rows_are_read_as_they_come_and_never_by_halves(tmp_path: Path) -> None:
     log = tmp_path / "power.csv"
     whole = (RECORDINGS / "power-in-milliwatts.csv").read_text()
