@@ -1,4 +1,4 @@
-"""Recorded trees: each text holds what `grep -H ""` prints, one file a line."""
+"""Trees after published printouts: each text is what `grep -H ""` prints, one file a line."""
 
 from __future__ import annotations
 
