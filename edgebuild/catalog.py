@@ -7,7 +7,7 @@ import pkgutil
 from importlib.metadata import entry_points
 from typing import Any
 
-from edgebuild.vocabulary.contracts import Device, Exporter, Method, Precisions, Runtime
+from edgebuild.vocabulary.contracts import Device, Exporter, Meter, Method, Precisions, Runtime
 from edgebuild.vocabulary.errors import InputError, did_you_mean
 
 # The method that changes no network: it says which precisions a layer may have.
@@ -24,6 +24,12 @@ def runtime(name: str) -> Runtime:
 
 def device(name: str) -> Device:
     return _create("devices", name)  # type: ignore[no-any-return]
+
+
+def meter(text: str, device: Device | None = None) -> Meter:
+    """The meter "rapl", or "csv=power.csv" with its source; read on the device if one is given."""
+    name, _, source = text.partition("=")
+    return _create("meters", name, source, device)  # type: ignore[no-any-return]
 
 
 def method(name: str) -> Method:
@@ -48,12 +54,12 @@ def names(folder: str) -> list[str]:
     return sorted(name for name in own if not name.startswith("_")) + sorted(others)
 
 
-def _create(folder: str, name: str) -> Any:
-    """Makes the plugin with its default settings; its class is the file's name in CamelCase."""
+def _create(folder: str, name: str, *settings: object) -> Any:
+    """Makes the plugin, by default with its own settings; its class is the name in CamelCase."""
     for point in entry_points(group=f"edgebuild.{folder}", name=name):
-        return point.load()()
+        return point.load()(*settings)
     if name not in names(folder):
         known = names(folder)
         raise InputError(f"no {folder[:-1]} is called {name!r}.{did_you_mean(name, known)}")
     module = importlib.import_module(f"edgebuild.{folder}.{name}")
-    return getattr(module, "".join(word.capitalize() for word in name.split("_")))()
+    return getattr(module, "".join(word.capitalize() for word in name.split("_")))(*settings)

@@ -7,13 +7,19 @@ import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgebuild.vocabulary.errors import EdgebuildError
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.target import Preference
+
+if TYPE_CHECKING:
+    from edgebuild.bundles.manifest import Bundle
+    from edgebuild.vocabulary.measurement import Measurement
+    from edgebuild.vocabulary.power import Draw
+    from edgebuild.vocabulary.verdict import BudgetLine
 
 USAGE = 2
 BREACHED = 3
@@ -165,21 +171,41 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.0, help="Measure at least this long.")] = 10.0,
     count: Annotated[int, typer.Option(min=1, help="And at least this many runs.")] = 1024,
     threads: Annotated[int | None, typer.Option(min=1, help="As in the bundle unless set.")] = None,
+    meter: Annotated[
+        str | None,
+        typer.Option(help="Power, too: ina3221, pmic, battery, rapl or csv, as NAME[=PATH]."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a bundle again in a fresh process: latency, memory, load time."""
+    """Run a bundle again in a fresh process: latency, memory, load time, and power by a meter."""
     from edgebuild import catalog
     from edgebuild.bundles.bench import bench as run
     from edgebuild.bundles.manifest import load_bundle
+    from edgebuild.bundles.metered import Metered, metered
     from edgebuild.report import terminal
+    from edgebuild.vocabulary.errors import MeterUnavailable
+    from edgebuild.vocabulary.units import Seconds
 
     bundle = load_bundle(dist)
     with catalog.device("local") as device:
-        measurement = run(bundle, device, seconds, count, threads)
+
+        def once() -> Measurement:
+            return run(bundle, device, seconds, count, threads, fills_time=bool(meter))
+
+        if meter:
+            found = metered(catalog.meter(meter), device, Seconds(seconds), once)
+        else:
+            found = Metered(once(), None)
     if as_json:
-        _print_json(_plain(measurement))
+        power = _plain(found.draw) if found.draw else {"unavailable": found.unavailable}
+        _print_json({**_plain(found.measurement), **({"power": power} if meter else {})})
     else:
-        terminal.show_measurement(terminal.stderr(), bundle, measurement)
+        console = terminal.stderr()
+        terminal.show_measurement(console, bundle, found.measurement)
+        if found.draw:
+            terminal.show_draw(console, bundle, found.draw, _power_line(bundle, found.draw))
+    if found.unavailable:
+        raise MeterUnavailable(f"power is unavailable: {found.unavailable}")
 
 
 @app.command()
@@ -214,6 +240,21 @@ def verify(dist: Dist, as_json: AsJson = False) -> None:
         _print_json(_plain(found))
     else:
         terminal.show_verification(terminal.stderr(), bundle, found)
+
+
+def _power_line(bundle: Bundle, draw: Draw) -> BudgetLine | None:
+    """The bundle's power line by a meter; None where it has none, or is for another machine."""
+    from dataclasses import replace
+
+    from edgebuild.bundles.energy import power_at
+    from edgebuild.search.judge import judge
+    from edgebuild.vocabulary.target import Budget
+
+    budget, target = bundle.manifest.budget, bundle.manifest.target
+    if budget.power is None or budget.rate is None or not target.is_this_machine:
+        return None
+    figures = {"power": power_at(draw, budget.rate)}
+    return judge(figures, replace(Budget(), power=budget.power), target).lines[0]
 
 
 def _stem(workload: str) -> str:

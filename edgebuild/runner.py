@@ -153,8 +153,11 @@ def outputs(session, source, destination):
     return {"samples": len(rows)}
 
 
-def bench(path, artifact, threads, version, source, seconds, count):
-    """Single-stream latency of one input after the other, at least `count` and `seconds`."""
+def bench(path, artifact, threads, version, source, seconds, count, fill=False):
+    """Single-stream latency of one input after the other, at least `count` and `seconds`.
+
+    A fast model has its samples sooner; with `fill` it runs on, so that a power meter can follow.
+    """
     given = list(itertools.islice(rows_of(source), 8))
     reset_peak()
     baseline = memory()
@@ -164,13 +167,19 @@ def bench(path, artifact, threads, version, source, seconds, count):
     session.run(given[0])
     load = time.perf_counter() - started
     warm_up(session, given)
-    latencies, wall, cpu = [], time.perf_counter(), time.process_time()
+    latencies, began = [], time.time()
+    wall, cpu = time.perf_counter(), time.process_time()
     while goes_on(len(latencies), time.perf_counter() - wall, count, seconds):
         sample = given[len(latencies) % len(given)]
         started = time.perf_counter()
         session.run(sample)
         latencies.append(time.perf_counter() - started)
+    inferences = len(latencies)
+    while fill and time.perf_counter() - wall < seconds:
+        session.run(given[inferences % len(given)])
+        inferences += 1
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    ended = time.time()
     after = memory()
     return {
         "latencies": latencies,
@@ -183,6 +192,10 @@ def bench(path, artifact, threads, version, source, seconds, count):
         "runtime": version,
         "machine": machine(),
         "taken_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        # When to look at a power meter, and what was done meanwhile.
+        "began_at": began,
+        "ended_at": ended,
+        "inferences": inferences,
     }
 
 
@@ -301,6 +314,7 @@ def parse(arguments):
     benching.add_argument("--inputs", help="a folder of input-*.npy; the golden ones unless given")
     benching.add_argument("--seconds", type=float, default=5.0)
     benching.add_argument("--count", type=int, default=1024)
+    benching.add_argument("--fill", action="store_true", help="run on until --seconds are over")
     benching.add_argument("--raw", action="store_true", help="print every latency")
     whole = commands.add_parser("outputs")
     whole.add_argument("folder")
@@ -325,7 +339,8 @@ def answer(asked):
     version = installed(artifact)
     if asked.command == "bench":
         source = asked.inputs or os.path.join(folder, golden_of(artifact)["folder"])
-        result = bench(path, artifact, threads, version, source, asked.seconds, asked.count)
+        effort = (asked.seconds, asked.count, asked.fill)
+        result = bench(path, artifact, threads, version, source, *effort)
         print(json.dumps(result if asked.raw else summarized(result)))
         return 0
     session = opened(path, artifact, threads)

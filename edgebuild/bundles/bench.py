@@ -17,9 +17,16 @@ MARGIN = Seconds(600.0)
 
 
 def bench(
-    bundle: Bundle, device: Device, seconds: float, count: int, threads: int | None
+    bundle: Bundle,
+    device: Device,
+    seconds: float,
+    count: int,
+    threads: int | None,
+    fills_time: bool = False,
 ) -> Measurement:
     """Latency, memory and load time in a fresh process on the device.
+
+    A fast model that has its samples sooner goes on for all of the time where `fills_time` says so.
 
     Raises:
         DeviceError: the runtime is missing, cannot load the model, or takes too long.
@@ -27,7 +34,7 @@ def bench(
     # Our own loader, not the bundle's: what somebody else packed is data here, not code.
     loader = device.push(Path(runner.__file__))
     manifest = f"{device.push(bundle.path.absolute())}/{FILE}"
-    options = ["--seconds", str(seconds), "--count", str(count)]
+    options = ["--seconds", str(seconds), "--count", str(count), *["--fill"] * fills_time]
     chosen = ["--threads", str(threads)] if threads else []
     command = ["python", loader, "--manifest", manifest, *chosen, "bench", "--raw", *options]
     done = device.run(command, Seconds(seconds + MARGIN))

@@ -17,8 +17,15 @@ from edgebuild.bundles.manifest import Bundle, Manifest
 from edgebuild.bundles.verify import Verification
 from edgebuild.report import words
 from edgebuild.vocabulary.measurement import Evidence, Measurement
-from edgebuild.vocabulary.units import format_size, format_time
-from edgebuild.vocabulary.verdict import Status
+from edgebuild.vocabulary.power import Draw
+from edgebuild.vocabulary.units import (
+    format_energy,
+    format_power,
+    format_rate,
+    format_size,
+    format_time,
+)
+from edgebuild.vocabulary.verdict import BudgetLine, Status
 
 COLORS = {
     Status.MET: "green",
@@ -196,6 +203,27 @@ def show_measurement(console: Console, bundle: Bundle, measurement: Measurement)
     table.add_row("of it anonymous", format_size(measurement.peak_anonymous))
     table.add_row("load time", format_time(measurement.load))
     console.print(table)
+
+
+def show_draw(console: Console, bundle: Bundle, draw: Draw, line: BudgetLine | None) -> None:
+    """What a meter showed, with its label, and what that makes of the bundle's power budget."""
+    table = Table(title=f"power by {draw.sensor.name}", show_header=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("active", words.with_interval(draw.active, format_power))
+    table.add_row("idle", words.with_interval(draw.idle, format_power))
+    table.add_row("above idle", words.with_interval(draw.above_idle, format_power))
+    table.add_row("energy per inference", words.with_interval(draw.energy, format_energy))
+    table.add_row("label", escape(words.evidence(draw.energy)))
+    console.print(table)
+    manifest = bundle.manifest
+    if line is not None:
+        title, limit, shown, status, reason = words.line(line)
+        at = f"{title} at {format_rate(manifest.budget.rate or 0.0)}"
+        console.print(f"{at}: {shown} of {limit}, [{COLORS[line.status]}]{status}")
+        console.print(f"[dim]{escape(reason)}")
+    elif manifest.budget.power is not None:
+        console.print(f"the power budget is for {manifest.target.name}: not measured there")
 
 
 def show_verification(console: Console, bundle: Bundle, found: Verification) -> None:

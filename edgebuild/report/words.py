@@ -49,13 +49,13 @@ TITLES: Mapping[str, str] = {
 
 def value(name: str, figure: Figure) -> str:
     """ "4.3 ms", or "~4.3 ms (1.7 ms to 13 ms)" for an estimate, "~1 %" if its error is unknown."""
-    error = interval(name, figure) if figure.evidence is Evidence.PREDICTED else ""
+    error = interval(name, figure) if figure.evidence.is_estimate else ""
     return f"{brief(name, figure)} ({error})" if error else brief(name, figure)
 
 
 def brief(name: str, figure: Figure) -> str:
     """ "4.3 ms", or "~4.3 ms" for an estimate."""
-    mark = "~" if figure.evidence is Evidence.PREDICTED else ""
+    mark = "~" if figure.evidence.is_estimate else ""
     return mark + FORMATS.get(name, _format_score)(figure.value)
 
 
@@ -67,6 +67,13 @@ def interval(name: str, figure: Figure) -> str:
     if figure.low is None or figure.high is None:
         return ""
     return f"{form(figure.low)} to {form(figure.high)}"
+
+
+def with_interval(figure: Figure, form: Callable[[float], str]) -> str:
+    """ "4.31 W (4.2 W to 4.42 W), measured": a figure with its 99 % interval and its label."""
+    low, high = figure.interval
+    mark = "~" if figure.evidence.is_estimate else ""
+    return f"{mark}{form(figure.value)} ({form(low)} to {form(high)}), {figure.evidence}"
 
 
 def _format_score(score: float) -> str:
@@ -92,7 +99,7 @@ def evidence(figure: Figure) -> str:
 
 def place(figure: Figure) -> str:
     """ "on host (AMD EPYC)", or "for robot-raspberry-pi-5: …"."""
-    on = "for" if figure.evidence is Evidence.PREDICTED else "on"
+    on = "for" if figure.evidence in (Evidence.PREDICTED, Evidence.MODELLED_BOUND) else "on"
     note = f": {figure.note}" if figure.note else ""
     return f"{on} {figure.where}{note}"
 

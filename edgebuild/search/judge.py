@@ -36,13 +36,16 @@ def _status(line: str, limit: float, figure: Figure) -> tuple[Status, str]:
     low, high = figure.interval
     if low > limit:
         return Status.BREACHED, ""
+    if not figure.is_bounded:
+        return Status.UNKNOWN, figure.note
     if figure.evidence is Evidence.MEASURED:
-        if not figure.is_bounded:
-            return Status.UNKNOWN, figure.note
         if high <= limit:
             return Status.MET, ""
-        return Status.UNKNOWN, figure.note or "the limit lies within the measurement's interval"
-    if line == "power":
+        inside = "the limit lies within the measurement's interval"
+        return Status.UNKNOWN, f"{inside}; {figure.note}" if figure.note else inside
+    if figure.evidence is Evidence.MODELLED_BOUND or (
+        line == "power" and figure.evidence is not Evidence.CALIBRATED_MODEL
+    ):
         return Status.UNKNOWN, "a modelled bound proves nothing below the limit: read a meter"
     if high <= limit:
         return Status.PREDICTED, ""

@@ -199,12 +199,12 @@ def _power(case: Case, latency: Figure) -> Figure | None:
     _, slowest = latency.interval
     return Figure(
         value=above * min(latency.value * rate, 1.0),
-        evidence=Evidence.PREDICTED,
+        evidence=Evidence.MODELLED_BOUND,
         where=case.target.name,
         # The board's draw under full load bounds it from above; nothing known bounds it from below.
         low=0.0,
         high=above * min(slowest * rate, 1.0),
-        note="modelled bound: full-load power above idle × predicted busy time",
+        note="full-load power above idle × predicted busy time",
     )
 
 

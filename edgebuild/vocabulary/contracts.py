@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from edgebuild.vocabulary.artifact import Artifact, KernelRun
 from edgebuild.vocabulary.offer import Choice, Offer, Part
+from edgebuild.vocabulary.power import PowerSample, Sensor
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.program import Site
 from edgebuild.vocabulary.recipe import Candidate
@@ -149,6 +150,30 @@ class Completed:
     def reason(self) -> str:
         """The last line that it complained with, or its exit code."""
         return (self.stderr.strip().splitlines() or [f"exit code {self.returncode}"])[-1]
+
+
+class Meter(Protocol):
+    """What reads power: here, on a device, or from the file that an external meter writes.
+
+    It is made from a source (a root of sysfs, a file; empty for where it is on a real machine) and
+    a device to read it on (None for this machine).
+    """
+
+    def sensor(self) -> Sensor:
+        """What it sees.
+
+        Raises:
+            MeterUnavailable: it is not there, or what it would show is not what is drawn.
+        """
+        ...
+
+    def read(self) -> Sequence[PowerSample]:
+        """What it has shown since it was read before; a counter shows nothing at first.
+
+        Raises:
+            MeterUnavailable: it cannot be read any more; says why.
+        """
+        ...
 
 
 class Runtime(Protocol):

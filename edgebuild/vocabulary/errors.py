@@ -15,6 +15,7 @@
     ├── ParityLost                      2   an artifact does not compute what its network does
     ├── NothingBuilt                    2   no candidate became an artifact
     └── DeviceError                     4   the machine that should run it did not
+        └── MeterUnavailable            4   a power meter that cannot be read
 
 A breached budget is no error: the bundle is written and the command exits with 3.
 Anything else that is raised is a bug of edgebuild and keeps its traceback.
@@ -89,6 +90,10 @@ class DeviceError(EdgebuildError):
     """The device, or the runtime on it, did not do its part."""
 
     exit_code: ClassVar[int] = 4
+
+
+class MeterUnavailable(DeviceError):
+    """A power meter that is missing, cannot be read, or shows what is no measurement."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -14,12 +14,24 @@ HALVES_TOLERANCE = 0.05
 
 
 class Evidence(StrEnum):
-    """Where a figure is from; an estimate must never look measured."""
+    """Where a figure is from; an estimate must never look measured.
+
+    A calibrated model turns readings of the device into the figure by a fit; a modelled bound
+    only says how large it may be at most, or must be at least.
+    """
 
     MEASURED = "measured"
     EMULATED = "emulated"
     PREDICTED = "predicted"
     DATASHEET = "datasheet"
+    CALIBRATED_MODEL = "calibrated-model"
+    MODELLED_BOUND = "modelled-bound"
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether a model made the figure."""
+        models = (Evidence.PREDICTED, Evidence.CALIBRATED_MODEL, Evidence.MODELLED_BOUND)
+        return self in models
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,10 @@ class Measurement:
     runtime: str
     machine: str
     taken_at: str
+    # Unix time of the device around the runs, and how many they were; not every runner says it.
+    began_at: float | None = None
+    ended_at: float | None = None
+    inferences: int | None = None
 
     def percentile(self, share: float) -> Percentile:
         """The given percentile (0.99 for p99) of the latencies, with its bounds."""

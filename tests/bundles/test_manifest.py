@@ -108,3 +108,26 @@ def test_a_status_that_is_none_is_refused(bundle: Bundle) -> None:
 def test_another_schema_is_refused_with_both_numbers(bundle: Bundle) -> None:
     rewrite(bundle, lambda text: text.update(schema=SCHEMA + 1))
     assert f"has schema {SCHEMA + 1}; this edgebuild reads {SCHEMA}" in refused(bundle.path)
+
+
+def test_a_manifest_of_before_there_were_meters_is_read(bundle: Bundle) -> None:
+    def date_back(text: dict[str, object]) -> None:
+        measurement, figures = text["measurement"], text["figures"]
+        assert isinstance(measurement, dict)
+        assert isinstance(figures, dict)
+        for key in ("began_at", "ended_at", "inferences"):
+            del measurement[key]
+        figures["power"]["evidence"] = "predicted"
+
+    rewrite(bundle, date_back)
+    loaded = load_bundle(bundle.path).manifest
+    assert loaded.measurement.began_at is None
+    assert loaded.figures["power"].evidence is Evidence.PREDICTED
+
+
+def test_modelled_power_is_a_bound_and_leaves_its_line_unknown(bundle: Bundle) -> None:
+    manifest = load_bundle(bundle.path).manifest
+    (line,) = [line for line in manifest.verdict.lines if line.name == "power"]
+    assert line.status is Status.UNKNOWN
+    assert line.figure == manifest.figures["power"]
+    assert line.figure.evidence is Evidence.MODELLED_BOUND

@@ -14,6 +14,7 @@ from edgebuild.vocabulary.measurement import Evidence, Figure
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.target import Budget
 from edgebuild.vocabulary.trial import Trial
+from edgebuild.vocabulary.units import format_power
 from edgebuild.vocabulary.verdict import BudgetLine, Status, Verdict
 
 LINES = [wish.name for wish in fields(Budget) if wish.name != "rate"]
@@ -68,9 +69,18 @@ def test_a_prediction_never_looks_measured(
 
 
 @pytest.mark.parametrize("evidence", Evidence)
+def test_a_figure_with_its_interval_ends_with_its_label(evidence: Evidence) -> None:
+    figure = Figure(4.31, evidence, "a-place", 4.2, 4.42)
+    mark = "~" if evidence.is_estimate else ""
+    shown = words.with_interval(figure, format_power)
+    assert shown == f"{mark}4.31 W (4.2 W to 4.42 W), {evidence}"
+
+
+@pytest.mark.parametrize("evidence", Evidence)
 def test_evidence_begins_with_its_kind_and_names_the_place(evidence: Evidence) -> None:
     shown = words.evidence(Figure(1.0, evidence, "a-place", note="on these grounds"))
-    linked = "for" if evidence is Evidence.PREDICTED else "on"
+    elsewhere = (Evidence.PREDICTED, Evidence.MODELLED_BOUND)
+    linked = "for" if evidence in elsewhere else "on"
     assert shown == f"{evidence} {linked} a-place: on these grounds"
 
 

@@ -18,6 +18,8 @@ from edgebuild.vocabulary.verdict import BudgetLine, Status
 
 TARGET = load_target("robot-raspberry-pi-5")
 LINES = ["latency_p99", "memory", "storage", "accuracy_drop"]
+# What a meter's readings become.
+BY_METER = (Evidence.MEASURED, Evidence.CALIBRATED_MODEL)
 VALUES = st.floats(min_value=0.01, max_value=100)
 INTERVALS = st.lists(VALUES, min_size=3, max_size=3).map(sorted)
 
@@ -37,7 +39,7 @@ def figure(evidence: Evidence, low: float, value: float, high: float) -> Figure:
 
 @pytest.mark.parametrize("line", LINES)
 def test_only_what_is_measured_is_met(line: str) -> None:
-    for evidence in Evidence:
+    for evidence in set(Evidence) - {Evidence.MODELLED_BOUND}:
         found = judged(line, 10.0, figure(evidence, 7.0, 8.0, 9.0))
         expected = Status.MET if evidence is Evidence.MEASURED else Status.PREDICTED
         assert found.status is expected
@@ -60,18 +62,46 @@ def test_a_limit_inside_the_interval_is_unknown_with_a_reason(
     assert found.reason
 
 
-@given(interval=INTERVALS, limit=VALUES, evidence=st.sampled_from(list(Evidence)))
+@given(
+    interval=INTERVALS,
+    limit=VALUES,
+    evidence=st.sampled_from([one for one in Evidence if one not in BY_METER]),
+)
 def test_modelled_power_is_never_better_than_unknown(
     interval: list[float], limit: float, evidence: Evidence
 ) -> None:
-    if evidence is Evidence.MEASURED:
-        return
     found = judged("power", limit, figure(evidence, *interval))
     assert found.status is (Status.BREACHED if interval[0] > limit else Status.UNKNOWN)
 
 
 def test_power_that_a_meter_read_can_be_met() -> None:
     assert judged("power", 3.0, figure(Evidence.MEASURED, 1.0, 2.0, 3.0)).status is Status.MET
+
+
+def test_power_by_a_calibrated_model_is_predicted_at_best() -> None:
+    assert judged("power", 3.0, figure(Evidence.CALIBRATED_MODEL, 1.0, 2.0, 3.0)).status is (
+        Status.PREDICTED
+    )
+
+
+@given(interval=INTERVALS, limit=VALUES, line=st.sampled_from([*LINES, "power"]))
+def test_a_modelled_bound_breaches_a_limit_or_leaves_it_unknown(
+    interval: list[float], limit: float, line: str
+) -> None:
+    found = judged(line, limit, figure(Evidence.MODELLED_BOUND, *interval))
+    assert found.status is (Status.BREACHED if interval[0] > limit else Status.UNKNOWN)
+    assert found.figure is not None
+
+
+@pytest.mark.parametrize("evidence", BY_METER)
+def test_a_sensor_that_sees_a_part_can_breach_a_limit_and_never_keep_it(
+    evidence: Evidence,
+) -> None:
+    part = replace(figure(evidence, 1.0, 2.0, 3.0), is_bounded=False, note="the package alone")
+    for limit in (1.5, 3.0, 100.0):
+        found = judged("power", limit, part)
+        assert (found.status, found.reason) == (Status.UNKNOWN, "the package alone")
+    assert judged("power", 0.5, part).status is Status.BREACHED
 
 
 @pytest.mark.parametrize("line", [*LINES, "power"])

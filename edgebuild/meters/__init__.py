@@ -1,0 +1,1 @@
+"""What reads power, one sensor a file; found by file name."""
