@@ -26,7 +26,7 @@ HEADER = (
 def write_summary(results: Path) -> None:
     """Writes the table and the plot beside the results."""
     rows = json.loads(results.read_text())["rows"]
-    parts = [_table(rows), _goals(rows), _predictions(rows)]
+    parts = [_table(rows), _goals(rows), _whole_int8(rows), _predictions(rows)]
     results.with_suffix(".md").write_text("\n".join(line for part in parts for line in part) + "\n")
     _plot(rows, results.with_suffix(".svg"))
 
@@ -91,6 +91,19 @@ def _goals(rows: Sequence[Row]) -> Iterator[str]:
             _ratio(fastest, max(whole, default=1.0)),
         ]
         yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def _whole_int8(rows: Sequence[Row]) -> Iterator[str]:
+    """How INT8 of the unchanged network scores, by how it is rounded: nearest first, then finer."""
+    yield "## INT8 of the whole network"
+    yield ""
+    yield "| workload | format | rounded | layers | score |"
+    yield "|-|-|-|-|-|"
+    for row in rows:
+        for one in row.get("whole_int8", ()) if row["system"] == "quantize" else ():
+            cells = [row["workload"], one["format"], one["recipe"], one["layers"]]
+            yield f"| {' | '.join(cells)} | {one['score']:.4f} |"
     yield ""
 
 

@@ -47,6 +47,8 @@ SEARCHES: Mapping[str, tuple[tuple[str, ...], tuple[Precision, ...]]] = {
     "joint": (EVERYTHING, INTEGERS),
 }
 SYSTEMS = ("float", "runtime-int8", *SEARCHES, "random")
+# INT8 of the whole network spares at most a tenth of its layers, and changes how they are rounded.
+WHOLE, ROUNDING = 0.9, {"round", "distill"}
 # Latencies of two artifacts are taken in turns: what the machine does besides hits both alike.
 TURNS, TURN = 5, Effort(seconds=0.3, count=64)
 
@@ -138,6 +140,7 @@ class Bench:
             "layers": best.recipe.summary,
             "hypervolume": self._hypervolume(found, artifacts),
             "evaluations": len(found.made),
+            "whole_int8": list(self._whole_int8(found, artifacts)),
             "planned": [
                 {
                     "planned_latency": latency,
@@ -151,6 +154,20 @@ class Bench:
                 for attempt, seen, latency, loss in found.expected()
             ],
         }
+
+    def _whole_int8(self, found: Found, artifacts: Mapping[str, Artifact]) -> Iterator[Row]:
+        """What INT8 of the unchanged network comes to, by how it is rounded."""
+        for trial in found.trials:
+            precisions = list(trial.recipe.precisions.values())
+            is_whole = precisions.count(Precision.INT8_STATIC) >= WHOLE * max(len(precisions), 1)
+            methods = {choice.method for _, choice in trial.recipe.reshaped}
+            if is_whole and methods <= ROUNDING and not trial.failure:
+                yield {
+                    "recipe": trial.recipe.name,
+                    "layers": trial.recipe.summary,
+                    "format": trial.recipe.format,
+                    "score": self._score(artifacts[trial.recipe.digest]),
+                }
 
     @property
     def _float_score(self) -> float:

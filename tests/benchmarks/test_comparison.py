@@ -85,6 +85,12 @@ def test_plans_are_held_against_what_was_measured(tmp_path: Path) -> None:
     assert path.with_suffix(".svg").read_text() == drawn
 
 
+def test_whole_int8_is_listed_by_how_it_is_rounded(tmp_path: Path) -> None:
+    whole = {"recipe": "int8-static", "layers": "5 int8-static", "format": "onnx", "score": 0.94}
+    text = summary(tmp_path / "search.json", [row("quantize", whole_int8=[whole])])
+    assert "| vehicles | onnx | int8-static | 5 int8-static | 0.9400 |" in text
+
+
 def test_a_piece_that_is_done_is_done_until_the_machine_is_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
