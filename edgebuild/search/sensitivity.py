@@ -22,9 +22,12 @@ from edgebuild.search.case import Case
 from edgebuild.search.score import divergence
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.precision import LayerKind, Precision
-from edgebuild.vocabulary.program import Site
+from edgebuild.vocabulary.program import Program, Site
 
-SAMPLES = 24
+# Every layer in every precision is a run of its own: of large networks fewer samples are looked at,
+# so that what is multiplied in all of them stays about this many.
+FEWEST_SAMPLES, MOST_SAMPLES = 8, 24
+MULTIPLICATIONS = 6e11
 ACTIVATION_STEPS = 255
 
 
@@ -59,7 +62,7 @@ def sensitivity(case: Case, progress: Progress) -> Losses:
         ]
         (folder / "sensitivity.json").write_text(json.dumps(table))
 
-    key = digest(case.program.fingerprint, case.calibration.digest, SAMPLES)
+    key = digest(case.program.fingerprint, case.calibration.digest, samples_for(case.program))
     entry = case.cache.entry("sensitivity", key, make)
     table = json.loads((entry / "sensitivity.json").read_text())
     return {
@@ -68,9 +71,19 @@ def sensitivity(case: Case, progress: Progress) -> Losses:
     }
 
 
+def samples_for(program: Program) -> int:
+    """How many samples the layers of a network are judged by."""
+    # A branch runs on from its layer: half the network, on average.
+    branches = len(program.sites) * len(ROUNDINGS) / 2
+    work = sum(operator.macs for operator in program.operators) * branches
+    return int(np.clip(MULTIPLICATIONS / max(work, 1.0), FEWEST_SAMPLES, MOST_SAMPLES))
+
+
 def _sensitivity(case: Case, progress: Progress) -> Losses:
     module = case.program.exported.module(check_guards=False)
-    rows = [tuple(map(torch.tensor, row)) for row in case.calibration.rows(SAMPLES)]
+    rows = [
+        tuple(map(torch.tensor, row)) for row in case.calibration.rows(samples_for(case.program))
+    ]
     losses: dict[tuple[Site, Precision], list[float]] = {}
     with torch.no_grad(), progress.step("Surveying the layers", total=len(rows)) as step:
         watched = _Watched(module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,14 @@ from edgebuild.cache import Cache
 from edgebuild.search import sensitivity as sensitivity_module
 from edgebuild.search.case import Case
 from edgebuild.search.score import divergence
-from edgebuild.search.sensitivity import round_activations, round_weights, sensitivity
+from edgebuild.search.sensitivity import (
+    FEWEST_SAMPLES,
+    MOST_SAMPLES,
+    round_activations,
+    round_weights,
+    samples_for,
+    sensitivity,
+)
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Site
 from edgebuild.vocabulary.silence import Silence
@@ -249,3 +257,10 @@ def test_rounding_activations_keeps_their_order(values: Tensor) -> None:
     ordered = values.sort().values
     found = round_activations(ordered, -20.0, 60.0)
     assert (found.diff() >= 0).all()
+
+
+def test_a_large_network_is_judged_by_fewer_samples_than_a_small_one(case: Case) -> None:
+    small = samples_for(case.program)
+    heavier = [replace(one, macs=one.macs * 10**7) for one in case.program.operators]
+    large = samples_for(replace(case.program, operators=tuple(heavier)))
+    assert (small, large) == (MOST_SAMPLES, FEWEST_SAMPLES)
