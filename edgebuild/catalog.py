@@ -22,8 +22,11 @@ def runtime(name: str) -> Runtime:
     return _create("runtimes", name)  # type: ignore[no-any-return]
 
 
-def device(name: str) -> Device:
-    return _create("devices", name)  # type: ignore[no-any-return]
+def device(url: str) -> Device:
+    """The device of a URL: "local", or "emulated://cortex-a76"."""
+    scheme, _, place = url.partition(":")
+    arguments = [place.removeprefix("//")] if place else []
+    return _create("devices", scheme, *arguments)  # type: ignore[no-any-return]
 
 
 def method(name: str) -> Method:
@@ -48,12 +51,12 @@ def names(folder: str) -> list[str]:
     return sorted(name for name in own if not name.startswith("_")) + sorted(others)
 
 
-def _create(folder: str, name: str) -> Any:
+def _create(folder: str, name: str, *arguments: str) -> Any:
     """Makes the plugin with its default settings; its class is the file's name in CamelCase."""
     for point in entry_points(group=f"edgebuild.{folder}", name=name):
-        return point.load()()
+        return point.load()(*arguments)
     if name not in names(folder):
         known = names(folder)
         raise InputError(f"no {folder[:-1]} is called {name!r}.{did_you_mean(name, known)}")
     module = importlib.import_module(f"edgebuild.{folder}.{name}")
-    return getattr(module, "".join(word.capitalize() for word in name.split("_")))()
+    return getattr(module, "".join(word.capitalize() for word in name.split("_")))(*arguments)
