@@ -108,6 +108,9 @@ def build(
         Preference, typer.Option(help="What is chosen of those that keep the budget.")
     ] = Preference.SCORE,
     seed: Annotated[int, typer.Option(min=0, help="What training is drawn from.")] = 0,
+    emulate: Annotated[
+        bool, typer.Option("--emulate", help="Prove the bits on emulated ARM64 processors, too.")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 3 unless every line is met, by measurement.")
     ] = False,
@@ -145,9 +148,11 @@ def build(
             prefer=prefer,
             minutes=minutes,
             seed=seed,
+            emulate=emulate,
             progress=bars,
         )
     terminal.show_bundle(console, bundle)
+    terminal.show_arm_proofs(console, bundle.manifest.arm)
     if as_json:
         _print_manifest(bundle)
     status = bundle.verdict.status
@@ -196,24 +201,36 @@ def explain(dist: Dist, as_json: AsJson = False) -> None:
     terminal.show_trials(console, bundle.manifest)
     terminal.show_sites(console, bundle.manifest)
     terminal.show_fallbacks(console, bundle.manifest)
+    terminal.show_arm_proofs(console, bundle.manifest.arm)
     terminal.show_bundle(console, bundle)
 
 
 @app.command()
-def verify(dist: Dist, as_json: AsJson = False) -> None:
+def verify(
+    dist: Dist,
+    device: Annotated[
+        str, typer.Option(help="Where to replay them: local, or emulated://cortex-a76.")
+    ] = "local",
+    as_json: AsJson = False,
+) -> None:
     """Check every file's hash, and replay the golden inputs in the runtime."""
     from edgebuild import catalog
+    from edgebuild.bundles.arm_proof import prove_on_arm
     from edgebuild.bundles.manifest import load_bundle
     from edgebuild.bundles.verify import verify as check
     from edgebuild.report import terminal
 
     bundle = load_bundle(dist)
-    with catalog.device("local") as device:
-        found = check(bundle, device)
+    is_emulated = device.startswith("emulated:")
+    with catalog.device(device) as entered:
+        found = check(bundle, entered)
+        proof = prove_on_arm(bundle, entered) if is_emulated else None
     if as_json:
-        _print_json(_plain(found))
-    else:
-        terminal.show_verification(terminal.stderr(), bundle, found)
+        _print_json(_plain(found) | ({"arm": _plain(proof)} if proof else {}))
+        return
+    console = terminal.stderr()
+    terminal.show_verification(console, bundle, found)
+    terminal.show_arm_proofs(console, [proof] if proof else [])
 
 
 def _stem(workload: str) -> str:

@@ -63,7 +63,7 @@ def prove_on_arm(bundle: Bundle, device: Device) -> ArmRecord:
     machine, features = _ask(device)
     if machine != "aarch64":
         raise DeviceError(f"{device.name} is no ARM64 processor, but {machine}")
-    golden = [np.array(each) for each in runner.arrays(_golden(bundle), "output")]
+    golden = _arrays(bundle.path / artifact.golden.folder)
     found, runtime, said = _outputs(bundle, device)
     if artifact.format == "tflite" and DELEGATE_LINE not in said:
         raise DeviceError(f"LiteRT ran without XNNPACK's kernels on {device.name}")
@@ -93,10 +93,6 @@ def _ask(device: Device) -> tuple[str, tuple[str, ...]]:
     return machine, tuple(features)
 
 
-def _golden(bundle: Bundle) -> str:
-    return str(bundle.path / bundle.manifest.artifact.golden.folder)
-
-
 def _outputs(bundle: Bundle, device: Device) -> tuple[Sequence[np.ndarray], str, str]:
     """What the artifact says to the golden inputs there, the runtime, and what that complained."""
     # Our own loader, not the bundle's: what somebody else packed is data here, not code.
@@ -111,9 +107,13 @@ def _outputs(bundle: Bundle, device: Device) -> tuple[Sequence[np.ndarray], str,
             raise DeviceError(f"{bundle.path}: it does not run on {device.name}: {done.reason}")
         here = Path(scratch) / "pulled"
         device.pull(out, here)
-        # Read into memory: the folder goes.
-        found = [np.array(each) for each in runner.arrays(str(here), "output")]
-    return found, json.loads(done.stdout)["runtime"], done.stderr
+        return _arrays(here), json.loads(done.stdout)["runtime"], done.stderr
+
+
+def _arrays(folder: Path) -> list[np.ndarray]:
+    """`output-0.npy`, `output-1.npy` … of a folder."""
+    count = len(list(folder.glob("output-*.npy")))
+    return [np.load(folder / f"output-{index}.npy") for index in range(count)]
 
 
 def _differing(wanted: np.ndarray, got: np.ndarray) -> int:

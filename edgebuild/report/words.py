@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from edgebuild.bundles.manifest import Manifest, SiteRecord
+from edgebuild.bundles.manifest import ArmRecord, Manifest, SiteRecord
 from edgebuild.vocabulary.artifact import Arithmetic, Census
 from edgebuild.vocabulary.measurement import Evidence, Figure, Percentile
 from edgebuild.vocabulary.offer import Choice, PartKind
@@ -254,3 +254,13 @@ def fallbacks(census: Census) -> list[tuple[str, str, list[str]]]:
     for fallback in census.fallbacks:
         grouped.setdefault((fallback.kernel, fallback.reason), []).extend(fallback.sites)
     return [(kernel, reason, sites) for (kernel, reason), sites in grouped.items()]
+
+
+def bits(proof: ArmRecord) -> str:
+    """How an emulated processor's outputs compare with the golden ones."""
+    if proof.is_bit_equal:
+        return f"all {proof.values} output values are bit-equal to the build machine's"
+    return (
+        f"{proof.differing} of {proof.values} output values differ from the build machine's, by "
+        f"{proof.relative_error:.1g} of the largest value at most (one fp32 rounding: 6e-08)"
+    )

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_build
 from arm import bundle_of, needs_arm64
-from conftest import Workshop
+from conftest import ARM64_PARTS, Workshop
 
-from edgebuild import catalog, runner
+from edgebuild import build, catalog, runner
 from edgebuild.bundles.arm_proof import CPUS, add_arm_proofs, prove_on_arm
 from edgebuild.bundles.manifest import ArmRecord, Bundle, load_bundle
 from edgebuild.bundles.verify import verify
 from edgebuild.devices.local import Local
+from edgebuild.report import words
+from edgebuild.search import measure, prove
 from edgebuild.vocabulary.contracts import Completed
 from edgebuild.vocabulary.errors import DeviceError, InvalidBundle
 from edgebuild.vocabulary.measurement import Evidence
@@ -110,6 +117,52 @@ def test_outputs_beyond_the_bundles_limit_are_found(make: Make) -> None:
     np.save(golden, np.load(golden) * 2)
     with pytest.raises(InvalidBundle, match=r"differ by 0\.5 on cortex-a53, emulated"):
         proven(bundle, "cortex-a53")
+
+
+@needs_arm64
+@pytest.mark.slow
+def test_a_build_proves_it_where_that_is_asked_for(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(measure, "SEARCHING", replace(measure.SEARCHING, seconds=0.0))
+    monkeypatch.setattr(prove, "PROVING", replace(prove.PROVING, seconds=0.0))
+    bundle = build(
+        small_build.workload(),
+        small_build.TARGET,
+        out=tmp_path / "small",
+        formats=("onnx",),
+        precisions=(Precision.INT8_STATIC,),
+        minutes=0.0,
+        emulate=True,
+    )
+    assert [proof.is_bit_equal for proof in bundle.manifest.arm] == [True, True]
+    assert words.bits(bundle.manifest.arm[0]).startswith("all 16 output values are bit-equal")
+
+
+@needs_arm64
+def test_verifying_on_an_emulated_processor_says_what_it_found(make: Make) -> None:
+    bundle = make("tflite", Precision.FP32)
+    done = edgebuild("verify", bundle.path, "--device", "emulated://cortex-a53")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "without integer dot products, XNNPACK of ai-edge-litert" in said
+    assert re.search(r"\d+ of 64 output values differ .* by [1-9]e-07 of the largest", said)
+    done = edgebuild("verify", bundle.path, "--device", "emulated://cortex-a76", "--json")
+    found = json.loads(done.stdout)["arm"]
+    assert found["evidence"] == "emulated"
+    assert found["differing"] > 0
+
+
+def edgebuild(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The program, with the user's own cache."""
+    assert ARM64_PARTS is not None
+    return subprocess.run(
+        [Path(sys.executable).with_name("edgebuild"), *map(str, arguments)],
+        env={**os.environ, "EDGEBUILD_CACHE": str(ARM64_PARTS.folder.parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 # ---- devices that are not what they should be
