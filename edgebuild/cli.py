@@ -233,6 +233,29 @@ def verify(
     terminal.show_arm_proofs(console, [proof] if proof else [])
 
 
+@app.command()
+def native(
+    dist: Dist,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The new folder to write.")],
+    machine: Annotated[
+        str, typer.Option(help="What it will run on: aarch64 or x86_64.")
+    ] = "aarch64",
+    as_json: AsJson = False,
+) -> None:
+    """Put a bundle into a folder that runs without Python: a C runner and the runtime's library."""
+    from edgebuild.bundles.manifest import load_bundle
+    from edgebuild.bundles.native import pack_native
+    from edgebuild.report import terminal
+
+    console = terminal.stderr()
+    with terminal.Bars(console) as bars:
+        folder = pack_native(load_bundle(dist), out, machine, bars)
+    if as_json:
+        _print_json({"folder": str(folder), "machine": machine})
+    else:
+        console.print(f"{folder} is for {machine}: copy it there, run ./runner or ./runner bench")
+
+
 def _stem(workload: str) -> str:
     """A name for the bundle's folder, from the reference to its workload."""
     return Path(workload.partition(":")[0]).stem.replace("_", "-") or "bundle"

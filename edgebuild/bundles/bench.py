@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from edgebuild import runner
 from edgebuild.bundles.manifest import FILE, Bundle
 from edgebuild.vocabulary.contracts import Device
-from edgebuild.vocabulary.errors import DeviceError
+from edgebuild.vocabulary.errors import DeviceError, InputError
 from edgebuild.vocabulary.measurement import Measurement
 from edgebuild.vocabulary.units import Seconds
 
@@ -23,7 +23,10 @@ def bench(
 
     Raises:
         DeviceError: the runtime is missing, cannot load the model, or takes too long.
+        InputError: the device is emulated, and its time no device's.
     """
+    if not getattr(device, "keeps_time", True):
+        raise InputError(f"what {device.name} takes means nothing: bench on the device itself")
     # Our own loader, not the bundle's: what somebody else packed is data here, not code.
     loader = device.push(Path(runner.__file__))
     manifest = f"{device.push(bundle.path.absolute())}/{FILE}"

@@ -19,13 +19,14 @@ from conftest import ARM64_PARTS, Workshop
 
 from edgebuild import build, catalog, runner
 from edgebuild.bundles.arm_proof import CPUS, add_arm_proofs, prove_on_arm
+from edgebuild.bundles.bench import bench
 from edgebuild.bundles.manifest import ArmRecord, Bundle, load_bundle
 from edgebuild.bundles.verify import verify
 from edgebuild.devices.local import Local
 from edgebuild.report import words
 from edgebuild.search import measure, prove
 from edgebuild.vocabulary.contracts import Completed
-from edgebuild.vocabulary.errors import DeviceError, InvalidBundle
+from edgebuild.vocabulary.errors import DeviceError, InputError, InvalidBundle
 from edgebuild.vocabulary.measurement import Evidence
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.silence import Silence
@@ -163,6 +164,11 @@ def edgebuild(*arguments: object) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+def test_its_time_is_never_measured(built: Bundle) -> None:
+    with pytest.raises(InputError, match="emulated cortex-a76 takes means nothing"):
+        bench(built, catalog.device("emulated://cortex-a76"), 1.0, 1, None)
 
 
 # ---- devices that are not what they should be
