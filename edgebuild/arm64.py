@@ -113,7 +113,7 @@ def find_parts() -> Parts | None:
 
 
 def parts(progress: Progress | None = None) -> Parts:
-    """The parts, fetched the first time: about 90 MB from Debian and 45 MB from PyPI.
+    """The parts, fetched the first time: about 90 MB from Debian and 50 MB from PyPI.
 
     Raises:
         DeviceError: no apt or pip here, or no way to their servers.

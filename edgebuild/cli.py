@@ -152,7 +152,7 @@ def build(
             progress=bars,
         )
     terminal.show_bundle(console, bundle)
-    terminal.show_arm_proofs(console, bundle.manifest.arm)
+    terminal.show_arm_proofs(console, bundle.manifest, bundle.manifest.arm)
     if as_json:
         _print_manifest(bundle)
     status = bundle.verdict.status
@@ -201,7 +201,7 @@ def explain(dist: Dist, as_json: AsJson = False) -> None:
     terminal.show_trials(console, bundle.manifest)
     terminal.show_sites(console, bundle.manifest)
     terminal.show_fallbacks(console, bundle.manifest)
-    terminal.show_arm_proofs(console, bundle.manifest.arm)
+    terminal.show_arm_proofs(console, bundle.manifest, bundle.manifest.arm)
     terminal.show_bundle(console, bundle)
 
 
@@ -230,7 +230,7 @@ def verify(
         return
     console = terminal.stderr()
     terminal.show_verification(console, bundle, found)
-    terminal.show_arm_proofs(console, [proof] if proof else [])
+    terminal.show_arm_proofs(console, bundle.manifest, [proof] if proof else [])
 
 
 @app.command()

@@ -29,15 +29,20 @@ def needs_arm64(test: Test) -> Test:
 
 
 def bundle_of(
-    workshop: Workshop, built: Bundle, format_: str, precision: Precision, folder: Path
+    workshop: Workshop,
+    built: Bundle,
+    format_: str,
+    precision: Precision,
+    folder: Path,
+    network: str = NETWORK,
 ) -> Bundle:
     """A bundle of a network of the zoo; what the manifest says beyond the artifact is another's."""
-    artifact = workshop.artifact(NETWORK, format_, precision)
+    artifact = workshop.artifact(network, format_, precision)
     golden = folder / "golden"
     golden.mkdir(parents=True)
-    for index, array in enumerate(workshop.subject(NETWORK).held_out.inputs()):
+    for index, array in enumerate(workshop.subject(network).held_out.inputs()):
         np.save(golden / f"input-{index}.npy", array)
-    runner.save(str(golden), workshop.outputs_of(NETWORK, artifact))
+    runner.save(str(golden), workshop.outputs_of(network, artifact))
     shutil.copy(artifact.path, folder)
     manifest = replace(built.manifest, artifact=_record(artifact), threads=1)
     names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]

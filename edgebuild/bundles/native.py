@@ -16,7 +16,7 @@ from pathlib import Path
 from edgebuild import arm64
 from edgebuild.bundles.manifest import ArtifactRecord, Bundle
 from edgebuild.vocabulary.contracts import Progress
-from edgebuild.vocabulary.errors import InputError, InvalidDestination
+from edgebuild.vocabulary.errors import InputError, InvalidBundle, InvalidDestination
 
 SOURCES = Path(__file__).parents[1] / "native"
 MACHINES = ("aarch64", "x86_64")
@@ -25,7 +25,7 @@ LIBRARIES = {
     "onnx": ("onnxruntime/capi", "libonnxruntime.so.*", "onnxruntime", "MIT"),
     "tflite": ("ai_edge_litert", "libLiteRt.so", "ai-edge-litert", "Apache-2.0"),
 }
-FLAGS = ("-std=gnu11", "-O2", "-s", "-Wall", "-Wextra", "-Werror")
+FLAGS = ("-std=gnu11", "-O2", "-s")
 # The oldest C library that zig can link for on both machines, and that has 64-bit ARM.
 GLIBC = "2.17"
 
@@ -72,10 +72,11 @@ def _fill(bundle: Bundle, folder: Path, machine: str, progress: Progress | None)
     folder.mkdir()
     compile_runner(folder / "runner", machine)
     library = _library(artifact.format, machine, progress)
-    for file in (library, bundle.path / artifact.file):
-        shutil.copyfile(file, folder / file.name)
+    shutil.copyfile(library, folder / library.name)
+    # Under a name of ours: one from somebody else's manifest could be the runner's.
+    shutil.copyfile(bundle.path / artifact.file, folder / f"model.{artifact.format}")
     shutil.copytree(bundle.path / artifact.golden.folder, folder / "golden")
-    facts = [f"{word} {value}\n" for word, value in _spec(bundle, library.name)]
+    facts = [_line(bundle, word, value) for word, value in _spec(bundle, library.name)]
     (folder / "spec.txt").write_text("".join(facts), encoding="utf-8")
     _, _, package, terms = LIBRARIES[artifact.format]
     notice = f"\n{library.name}\n    {terms}, from {package} {version(package)}.\n"
@@ -121,11 +122,17 @@ def _spec(bundle: Bundle, library: str) -> Iterator[tuple[str, object]]:
     yield "format", artifact.format
     yield "library", library
     yield "runtime", f"{package} {version(package)}"
-    yield "model", Path(artifact.file).name
+    yield "model", f"model.{artifact.format}"
     yield "golden", "golden"
     yield "threads", bundle.manifest.threads
     yield "limit", artifact.golden.limit
     yield from _names(artifact)
+
+
+def _line(bundle: Bundle, word: str, value: object) -> str:
+    if "\n" in str(value):
+        raise InvalidBundle(f"{bundle.path}: {word} {value!r} is no name in one line")
+    return f"{word} {value}\n"
 
 
 def _names(artifact: ArtifactRecord) -> Iterator[tuple[str, object]]:

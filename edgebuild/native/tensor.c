@@ -1,4 +1,5 @@
-/* Numbers of every type that a model takes or gives, read and written as doubles. */
+/* Numbers of every type that a model takes or gives, read and written as doubles, which hold every
+ * integer below 2^53. */
 #include "runner.h"
 
 size_t size_of(Type type)

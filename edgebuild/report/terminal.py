@@ -207,11 +207,11 @@ def show_verification(console: Console, bundle: Bundle, found: Verification) -> 
     )
 
 
-def show_arm_proofs(console: Console, proofs: Sequence[ArmRecord]) -> None:
+def show_arm_proofs(console: Console, manifest: Manifest, proofs: Sequence[ArmRecord]) -> None:
     """What the artifact computes on ARM64 code; the code is real, the processor is not."""
     for proof in proofs:
         dots = "with" if "asimddp" in proof.features else "without"
         console.print(
             f"{escape(proof.where)}, {dots} integer dot products, {proof.kernels} "
-            f"of {escape(proof.runtime)}: {words.bits(proof)}"
+            f"of {escape(proof.runtime)}: {words.bits(proof, manifest.parity)}"
         )

@@ -137,7 +137,9 @@ def test_a_build_proves_it_where_that_is_asked_for(
         emulate=True,
     )
     assert [proof.is_bit_equal for proof in bundle.manifest.arm] == [True, True]
-    assert words.bits(bundle.manifest.arm[0]).startswith("all 16 output values are bit-equal")
+    assert words.bits(bundle.manifest.arm[0], bundle.manifest.parity).startswith(
+        "all 16 output values are bit-equal"
+    )
 
 
 @needs_arm64

@@ -6,7 +6,9 @@ import json
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from edgebuild.bundles import native
 from edgebuild.bundles.manifest import Bundle
 from edgebuild.bundles.native import compile_runner, pack_native
 from edgebuild.vocabulary.contracts import Completed
-from edgebuild.vocabulary.errors import InputError, InvalidDestination
+from edgebuild.vocabulary.errors import InputError, InvalidBundle, InvalidDestination
 from edgebuild.vocabulary.measurement import Measurement
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.units import Seconds
@@ -207,6 +209,15 @@ def test_the_program_is_small_and_needs_the_c_library_alone(tmp_path: Path) -> N
     assert "libstdc++" not in needed
 
 
+@needs_compiler
+def test_no_compiler_finds_anything_to_warn_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = ("-Wall", "-Wextra", "-Werror")
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, *strict))
+    compile_runner(tmp_path / "runner", HERE)
+
+
 # ---- the folder is not written
 
 
@@ -234,3 +245,22 @@ def test_without_a_compiler_it_is_told_what_to_install(
     with pytest.raises(InputError, match="no compiler for .* apt install gcc"):
         pack_native(bundle, tmp_path / "native", HERE)
     assert not (tmp_path / "native").exists()
+
+
+def test_a_name_that_would_be_a_second_fact_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    artifact = replace(bundle.manifest.artifact, inputs=("image\nlibrary ../evil.so", "sensors"))
+    spoiled = Bundle(bundle.path, replace(bundle.manifest, artifact=artifact))
+    with pytest.raises(InvalidBundle, match="is no name in one line"):
+        pack_native(spoiled, tmp_path / "native", HERE)
+
+
+@needs_compiler
+def test_the_command_writes_a_folder_that_runs(bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "board"
+    words = ["native", bundle.path, "-o", out, "--machine", HERE, "--json"]
+    program = Path(sys.executable).with_name("edgebuild")
+    done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"folder": str(out), "machine": HERE}
+    assert answer(run(out))["ok"] is True
+    assert "libonnxruntime.so" in (out / "NOTICE").read_text()
