@@ -188,6 +188,10 @@ def _apt(state: Path) -> list[str]:
         "Dir::Cache": state / "cache",
         "Dir::Etc::sourcelist": state / "sources.list",
         "Dir::Etc::sourceparts": state / "none",
+        # Whatever this system prefers, it prefers for itself.
+        "Dir::Etc::preferences": state / "status",
+        "Dir::Etc::preferencesparts": state / "none",
+        "APT::Default-Release": "",
         "APT::Architecture": "arm64",
         "APT::Update::Error-Mode": "any",
         # Root's apt would change to a user who may not write here.

@@ -25,8 +25,7 @@ def bench(
         DeviceError: the runtime is missing, cannot load the model, or takes too long.
         InputError: the device is emulated, and its time no device's.
     """
-    if not getattr(device, "keeps_time", True):
-        raise InputError(f"what {device.name} takes means nothing: bench on the device itself")
+    refuse_emulated(device)
     # Our own loader, not the bundle's: what somebody else packed is data here, not code.
     loader = device.push(Path(runner.__file__))
     manifest = f"{device.push(bundle.path.absolute())}/{FILE}"
@@ -37,3 +36,9 @@ def bench(
     if done.returncode != 0:
         raise DeviceError(f"{bundle.path}: bench failed on {device.name}: {done.reason}")
     return TypeAdapter(Measurement).validate_json(done.stdout)
+
+
+def refuse_emulated(device: Device) -> None:
+    """Time on it would look like a device's."""
+    if not getattr(device, "keeps_time", True):
+        raise InputError(f"what {device.name} takes means nothing: bench on the device itself")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -13,10 +14,15 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from edgebuild import arm64
+from edgebuild.bundles.bench import refuse_emulated
 from edgebuild.bundles.manifest import ArtifactRecord, Bundle
-from edgebuild.vocabulary.contracts import Progress
-from edgebuild.vocabulary.errors import InputError, InvalidBundle, InvalidDestination
+from edgebuild.bundles.verify import DEADLINE, Verification
+from edgebuild.vocabulary.contracts import Completed, Device, Progress
+from edgebuild.vocabulary.errors import DeviceError, InputError, InvalidBundle, InvalidDestination
+from edgebuild.vocabulary.measurement import Measurement
 
 SOURCES = Path(__file__).parents[1] / "native"
 MACHINES = ("aarch64", "x86_64")
@@ -52,6 +58,44 @@ def pack_native(
         _fill(bundle, made, machine, progress)
         os.rename(made, folder)
     return folder
+
+
+def verify_native(folder: Path, device: Device) -> Verification:
+    """Copies the folder to a device and replays the golden inputs there, without Python.
+
+    Raises:
+        InvalidBundle: other outputs.
+        DeviceError: the runtime cannot be loaded there, or cannot load the model.
+    """
+    done = _run_on(device, folder, "check")
+    found = json.loads(done.stdout)
+    if not found["ok"]:
+        raise InvalidBundle(
+            f"{folder}: the golden outputs differ by {found['relative_error']:.2g} on "
+            f"{device.name} ({found['runtime']}), where {found['limit']:g} is allowed"
+        )
+    files = sum(path.is_file() for path in folder.rglob("*"))
+    return Verification(files, found["relative_error"], found["limit"], found["runtime"])
+
+
+def bench_native(folder: Path, device: Device, seconds: float, count: int) -> Measurement:
+    """Copies the folder to a device and measures there, without Python.
+
+    Raises:
+        InputError: the device is emulated, and its time no device's.
+        DeviceError: the runtime cannot be loaded there, or cannot load the model.
+    """
+    refuse_emulated(device)
+    done = _run_on(device, folder, "bench", str(seconds), str(count), "raw")
+    return TypeAdapter(Measurement).validate_json(done.stdout)
+
+
+def _run_on(device: Device, folder: Path, *arguments: str) -> Completed:
+    there = device.push(folder.absolute())
+    done = device.run([f"{there}/runner", *arguments], DEADLINE)
+    if done.returncode not in (0, 1) or not done.stdout.strip():
+        raise DeviceError(f"{folder}: the runner failed on {device.name}: {done.reason}")
+    return done
 
 
 def compile_runner(program: Path, machine: str) -> None:

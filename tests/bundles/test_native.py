@@ -21,9 +21,14 @@ from pydantic import TypeAdapter
 from edgebuild import catalog, runner
 from edgebuild.bundles import native
 from edgebuild.bundles.manifest import Bundle
-from edgebuild.bundles.native import compile_runner, pack_native
+from edgebuild.bundles.native import (
+    bench_native,
+    compile_runner,
+    pack_native,
+    verify_native,
+)
 from edgebuild.vocabulary.contracts import Completed
-from edgebuild.vocabulary.errors import InputError, InvalidBundle, InvalidDestination
+from edgebuild.vocabulary.errors import DeviceError, InputError, InvalidBundle, InvalidDestination
 from edgebuild.vocabulary.measurement import Measurement
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.units import Seconds
@@ -216,6 +221,36 @@ def test_no_compiler_finds_anything_to_warn_of(
     strict = ("-Wall", "-Wextra", "-Werror")
     monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, *strict))
     compile_runner(tmp_path / "runner", HERE)
+
+
+# ---- on a device
+
+
+@needs_compiler
+def test_a_device_checks_and_measures_a_folder_that_is_copied_there(folder: Path) -> None:
+    with catalog.device("local") as device:
+        assert verify_native(folder, device).relative_error == 0.0
+        assert len(bench_native(folder, device, 0.0, 30).latencies) == 30
+
+
+@needs_compiler
+def test_a_device_that_computes_something_else_is_told_by_how_much(folder: Path) -> None:
+    golden = folder / "golden" / "output-0.npy"
+    np.save(golden, np.load(golden) * 2)
+    with pytest.raises(InvalidBundle, match=r"differ by 0\.5 on host \(onnxruntime 1"):
+        verify_native(folder, catalog.device("local"))
+
+
+@needs_compiler
+def test_a_device_that_lacks_the_runtime_is_told_so(folder: Path) -> None:
+    next(folder.glob("lib*")).unlink()
+    with pytest.raises(DeviceError, match="the runner failed on host: the runtime is missing: "):
+        bench_native(folder, catalog.device("local"), 0.0, 1)
+
+
+def test_its_time_on_an_emulated_device_is_never_measured(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="takes means nothing"):
+        bench_native(tmp_path, catalog.device("emulated:"), 0.0, 1)
 
 
 # ---- the folder is not written
