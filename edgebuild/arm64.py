@@ -242,14 +242,18 @@ def _unpack(downloads: Path, scratch: Path) -> None:
 
 
 def _unpack_one(package: Path, member: str, folder: Path) -> None:
+    program = folder / member
+    program.parent.mkdir(parents=True)
     command = ["dpkg-deb", "--fsys-tarfile", str(package)]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE) as unpacked,
         tarfile.open(fileobj=unpacked.stdout, mode="r|") as archive,
     ):
         for found in archive:
-            if found.name == member:
-                archive.extract(found, folder, filter="tar")
+            content = archive.extractfile(found) if found.name == member else None
+            if content is not None:
+                program.write_bytes(content.read())
+    program.chmod(0o755)
 
 
 class Lines:
