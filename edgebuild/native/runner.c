@@ -48,6 +48,8 @@ static char *folder_of_this_program(void);
 int main(int count, char **words)
 {
     Spec spec = read_spec(folder_of_this_program());
+    int cores = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    spec.threads = spec.threads > cores ? cores : spec.threads;
     const char *command = count > 1 ? words[1] : "check";
     if (strcmp(command, "check") == 0)
         return check(&spec);
