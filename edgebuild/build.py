@@ -37,6 +37,7 @@ def build(
     prefer: Preference = Preference.SCORE,
     minutes: float | None = None,
     seed: int = 0,
+    emulate: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Searches, measures, judges and packs; the bundle is written even if it breaches a line.
@@ -53,14 +54,17 @@ def build(
         minutes: how long the search may look for better ones; until the budget is kept unless
             given.
         seed: what training draws its batches from.
+        emulate: whether the bundle's bits are proven on emulated ARM64 processors as well.
         progress: where to say how far it is; silent unless given.
 
     Raises:
         InputError: a workload, target or destination that cannot be used.
         NothingBuilt: no candidate became an artifact; the message holds each one's reason.
+        DeviceError: what emulates cannot be fetched, which is found before any work.
     """
     # Imported here: `edgebuild --help` must not wait for torch.
-    from edgebuild import catalog
+    from edgebuild import arm64, catalog
+    from edgebuild.bundles.arm_proof import add_arm_proofs
     from edgebuild.bundles.pack import check_destination, pack
     from edgebuild.cache import Cache, default_root
     from edgebuild.inputs.target_file import load_target
@@ -85,6 +89,8 @@ def build(
         formats = formats or catalog.names("exporters")
         methods = _methods(methods)
         _refuse_useless_formats(formats, target)
+        if emulate:
+            arm64.parts(progress)
         with progress.step("Loading the workload"):
             workload = load_workload(workload) if isinstance(workload, str) else workload
             check_workload(workload)
@@ -103,7 +109,8 @@ def build(
         manifest = record(case, proof, found, time.monotonic() - begun, seed)
         golden = {"input": proof.golden_inputs, "output": proof.golden_outputs}
         report, page = render(manifest), render_html(manifest)
-        return pack(out, manifest, proof.made.artifact.path, golden, report, page)
+        bundle = pack(out, manifest, proof.made.artifact.path, golden, report, page)
+        return add_arm_proofs(bundle, progress) if emulate else bundle
 
 
 def _refuse_useless_formats(formats: Sequence[str], target: Target) -> None:

@@ -22,8 +22,11 @@ def runtime(name: str) -> Runtime:
     return _create("runtimes", name)  # type: ignore[no-any-return]
 
 
-def device(name: str) -> Device:
-    return _create("devices", name)  # type: ignore[no-any-return]
+def device(url: str) -> Device:
+    """The device of a URL: "local", or "emulated://cortex-a76"."""
+    scheme, _, place = url.partition(":")
+    arguments = [place.removeprefix("//")] if place else []
+    return _create("devices", scheme, *arguments)  # type: ignore[no-any-return]
 
 
 def meter(text: str, device: Device | None = None) -> Meter:

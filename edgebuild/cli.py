@@ -114,6 +114,9 @@ def build(
         Preference, typer.Option(help="What is chosen of those that keep the budget.")
     ] = Preference.SCORE,
     seed: Annotated[int, typer.Option(min=0, help="What training is drawn from.")] = 0,
+    emulate: Annotated[
+        bool, typer.Option("--emulate", help="Prove the bits on emulated ARM64 processors, too.")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 3 unless every line is met, by measurement.")
     ] = False,
@@ -151,9 +154,11 @@ def build(
             prefer=prefer,
             minutes=minutes,
             seed=seed,
+            emulate=emulate,
             progress=bars,
         )
     terminal.show_bundle(console, bundle)
+    terminal.show_arm_proofs(console, bundle.manifest, bundle.manifest.arm)
     if as_json:
         _print_manifest(bundle)
     status = bundle.verdict.status
@@ -222,24 +227,59 @@ def explain(dist: Dist, as_json: AsJson = False) -> None:
     terminal.show_trials(console, bundle.manifest)
     terminal.show_sites(console, bundle.manifest)
     terminal.show_fallbacks(console, bundle.manifest)
+    terminal.show_arm_proofs(console, bundle.manifest, bundle.manifest.arm)
     terminal.show_bundle(console, bundle)
 
 
 @app.command()
-def verify(dist: Dist, as_json: AsJson = False) -> None:
+def verify(
+    dist: Dist,
+    device: Annotated[
+        str, typer.Option(help="Where to replay them: local, or emulated://cortex-a76.")
+    ] = "local",
+    as_json: AsJson = False,
+) -> None:
     """Check every file's hash, and replay the golden inputs in the runtime."""
     from edgebuild import catalog
+    from edgebuild.bundles.arm_proof import prove_on_arm
     from edgebuild.bundles.manifest import load_bundle
     from edgebuild.bundles.verify import verify as check
     from edgebuild.report import terminal
 
     bundle = load_bundle(dist)
-    with catalog.device("local") as device:
-        found = check(bundle, device)
+    is_emulated = device.startswith("emulated:")
+    with catalog.device(device) as entered:
+        found = check(bundle, entered)
+        proof = prove_on_arm(bundle, entered) if is_emulated else None
     if as_json:
-        _print_json(_plain(found))
+        _print_json(_plain(found) | ({"arm": _plain(proof)} if proof else {}))
+        return
+    console = terminal.stderr()
+    terminal.show_verification(console, bundle, found)
+    terminal.show_arm_proofs(console, bundle.manifest, [proof] if proof else [])
+
+
+@app.command()
+def native(
+    dist: Dist,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The new folder to write.")],
+    machine: Annotated[
+        str, typer.Option(help="What it will run on: aarch64 or x86_64.")
+    ] = "aarch64",
+    as_json: AsJson = False,
+) -> None:
+    """Put a bundle into a folder that runs without Python: a C runner and the runtime's library."""
+    from edgebuild.bundles.manifest import load_bundle
+    from edgebuild.bundles.native import pack_native
+    from edgebuild.report import terminal
+
+    console = terminal.stderr()
+    with terminal.Bars(console) as bars:
+        folder = pack_native(load_bundle(dist), out, machine, bars)
+    if as_json:
+        _print_json({"folder": str(folder), "machine": machine})
     else:
-        terminal.show_verification(terminal.stderr(), bundle, found)
+        console.print(f"{folder} is for {machine}: copy it there, run ./runner or ./runner bench")
 
 
 def _power_line(bundle: Bundle, draw: Draw) -> BudgetLine | None:

@@ -19,7 +19,7 @@ from hypothesis import settings
 from torch.utils import _pytree as pytree
 from zoo import ZOO, Specimen, samples
 
-from edgebuild import catalog, runner
+from edgebuild import arm64, catalog, runner
 from edgebuild.cache import Cache
 from edgebuild.capture import capture
 from edgebuild.samples import StoredSamples, store_split
@@ -35,6 +35,8 @@ from edgebuild.vocabulary.target import Activations, RuntimeFacts
 settings.register_profile("patient", deadline=None, derandomize=True)
 settings.load_profile("patient")
 
+# Looked up before any test gives edgebuild a cache of its own.
+ARM64_PARTS = arm64.find_parts()
 CALIBRATION_SAMPLES = 32
 HELD_OUT_SAMPLES = 8
 # The type that is fast here; the other one is tried where it matters.
@@ -198,6 +200,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def _same_draws() -> None:
     """What a test draws without a generator of its own is the same in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def users_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What emulates ARM64, from the user's cache, whichever cache the test works in."""
+    monkeypatch.setattr(arm64, "find_parts", lambda: ARM64_PARTS)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from edgebuild import runner
 from edgebuild.bundles.manifest import FILE, Bundle
 from edgebuild.vocabulary.contracts import Device
-from edgebuild.vocabulary.errors import DeviceError
+from edgebuild.vocabulary.errors import DeviceError, InputError
 from edgebuild.vocabulary.measurement import Measurement
 from edgebuild.vocabulary.units import Seconds
 
@@ -30,7 +30,9 @@ def bench(
 
     Raises:
         DeviceError: the runtime is missing, cannot load the model, or takes too long.
+        InputError: the device is emulated, and its time no device's.
     """
+    refuse_emulated(device)
     # Our own loader, not the bundle's: what somebody else packed is data here, not code.
     loader = device.push(Path(runner.__file__))
     manifest = f"{device.push(bundle.path.absolute())}/{FILE}"
@@ -41,3 +43,9 @@ def bench(
     if done.returncode != 0:
         raise DeviceError(f"{bundle.path}: bench failed on {device.name}: {done.reason}")
     return TypeAdapter(Measurement).validate_json(done.stdout)
+
+
+def refuse_emulated(device: Device) -> None:
+    """Time on it would look like a device's."""
+    if not getattr(device, "keeps_time", True):
+        raise InputError(f"what {device.name} takes means nothing: bench on the device itself")

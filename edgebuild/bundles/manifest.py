@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from edgebuild.vocabulary.artifact import Census
 from edgebuild.vocabulary.errors import InvalidBundle
-from edgebuild.vocabulary.measurement import Figure, Measurement
+from edgebuild.vocabulary.measurement import Evidence, Figure, Measurement
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.target import Budget, Target
 from edgebuild.vocabulary.trial import Parity, Trial
@@ -117,11 +117,34 @@ class SearchRecord:
 
 
 @dataclass(frozen=True)
+class ArmRecord:
+    """What the artifact computes on an ARM64 processor, beside its golden outputs; never a time.
+
+    `features` are the processor's, `kernels` the library that computed. Of `values` output values
+    so many are `differing` in a bit; `relative_error` is the largest difference over the largest
+    magnitude of the same output, of which one rounding in fp32 is about 6e-8.
+    """
+
+    where: str
+    features: tuple[str, ...]
+    runtime: str
+    kernels: str
+    values: int
+    differing: int
+    relative_error: float
+    evidence: Evidence = Evidence.EMULATED
+
+    @property
+    def is_bit_equal(self) -> bool:
+        return self.differing == 0
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything that is known about a bundle; `figures` are of the test split.
 
     `files` holds the SHA-256 of every other file; `tried` all candidates, on the validation
-    split.
+    split; `arm` what was computed on emulated ARM64 processors, if that was asked for.
     """
 
     edgebuild: str
@@ -142,6 +165,7 @@ class Manifest:
     search: SearchRecord
     versions: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
+    arm: tuple[ArmRecord, ...] = ()
     schema: int = SCHEMA
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
 
-from edgebuild.bundles.manifest import Bundle, Manifest
+from edgebuild.bundles.manifest import ArmRecord, Bundle, Manifest
 from edgebuild.bundles.verify import Verification
 from edgebuild.report import words
 from edgebuild.vocabulary.measurement import Evidence, Measurement
@@ -233,3 +233,13 @@ def show_verification(console: Console, bundle: Bundle, found: Verification) -> 
         f"golden outputs within {found.relative_error:.2g} (limit {found.limit:g}) "
         f"in {found.runtime}"
     )
+
+
+def show_arm_proofs(console: Console, manifest: Manifest, proofs: Sequence[ArmRecord]) -> None:
+    """What the artifact computes on ARM64 code; the code is real, the processor is not."""
+    for proof in proofs:
+        dots = "with" if "asimddp" in proof.features else "without"
+        console.print(
+            f"{escape(proof.where)}, {dots} integer dot products, {proof.kernels} "
+            f"of {escape(proof.runtime)}: {words.bits(proof, manifest.parity)}"
+        )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-from edgebuild.bundles.manifest import Manifest, SiteRecord
+from edgebuild.bundles.manifest import ArmRecord, Manifest, SiteRecord
 from edgebuild.vocabulary.artifact import Arithmetic, Census
 from edgebuild.vocabulary.measurement import Evidence, Figure, Percentile
 from edgebuild.vocabulary.offer import Choice, PartKind
 from edgebuild.vocabulary.recipe import Recipe
-from edgebuild.vocabulary.trial import Trial
+from edgebuild.vocabulary.trial import Parity, Trial
 from edgebuild.vocabulary.units import format_power, format_share, format_size, format_time
 from edgebuild.vocabulary.verdict import BudgetLine, Status
 
@@ -261,3 +261,14 @@ def fallbacks(census: Census) -> list[tuple[str, str, list[str]]]:
     for fallback in census.fallbacks:
         grouped.setdefault((fallback.kernel, fallback.reason), []).extend(fallback.sites)
     return [(kernel, reason, sites) for (kernel, reason), sites in grouped.items()]
+
+
+def bits(proof: ArmRecord, parity: Parity) -> str:
+    """How an emulated processor's outputs compare with the golden ones, and those with float."""
+    if proof.is_bit_equal:
+        return f"all {proof.values} output values are bit-equal to the build machine's"
+    return (
+        f"{proof.differing} of {proof.values} output values differ from the build machine's, by "
+        f"{proof.relative_error:.1g} of the largest value at most (one fp32 rounding: 6e-08; the "
+        f"artifact itself from its fp32 network: {parity.relative_error:.1g})"
+    )
