@@ -7,7 +7,7 @@ import pkgutil
 from importlib.metadata import entry_points
 from typing import Any
 
-from edgebuild.vocabulary.contracts import Device, Exporter, Method, Precisions, Runtime
+from edgebuild.vocabulary.contracts import Device, Exporter, Method, Precisions, Progress, Runtime
 from edgebuild.vocabulary.errors import InputError, did_you_mean
 
 # The method that changes no network: it says which precisions a layer may have.
@@ -22,8 +22,10 @@ def runtime(name: str) -> Runtime:
     return _create("runtimes", name)  # type: ignore[no-any-return]
 
 
-def device(name: str) -> Device:
-    return _create("devices", name)  # type: ignore[no-any-return]
+def device(url: str, progress: Progress | None = None) -> Device:
+    """The device of a URL: its scheme is the plugin, the rest the plugin's own address."""
+    scheme, _, address = url.partition(":")
+    return _create("devices", scheme, address.removeprefix("//"), progress)  # type: ignore[no-any-return]
 
 
 def method(name: str) -> Method:
@@ -48,12 +50,12 @@ def names(folder: str) -> list[str]:
     return sorted(name for name in own if not name.startswith("_")) + sorted(others)
 
 
-def _create(folder: str, name: str) -> Any:
-    """Makes the plugin with its default settings; its class is the file's name in CamelCase."""
+def _create(folder: str, name: str, *settings: object) -> Any:
+    """Makes the plugin; its class is the file's name in CamelCase."""
     for point in entry_points(group=f"edgebuild.{folder}", name=name):
-        return point.load()()
+        return point.load()(*settings)
     if name not in names(folder):
         known = names(folder)
         raise InputError(f"no {folder[:-1]} is called {name!r}.{did_you_mean(name, known)}")
     module = importlib.import_module(f"edgebuild.{folder}.{name}")
-    return getattr(module, "".join(word.capitalize() for word in name.split("_")))()
+    return getattr(module, "".join(word.capitalize() for word in name.split("_")))(*settings)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from edgebuild.vocabulary.contracts import Completed
+from edgebuild.vocabulary.contracts import Completed, Progress
 from edgebuild.vocabulary.errors import DeviceError
 from edgebuild.vocabulary.units import Seconds
 
@@ -20,7 +20,8 @@ class Local:
 
     name = "host"
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "", progress: Progress | None = None) -> None:
+        # The same machine whatever the address; and nothing here takes long enough to watch.
         self._running: set[subprocess.Popen[str]] = set()
 
     def __enter__(self) -> Self:
