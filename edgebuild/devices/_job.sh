@@ -18,6 +18,7 @@ leave() {
     [ -z "$watch" ] || end "$watch"
     # Also what the command started and left behind.
     [ -z "$child" ] || end "$child"
+    wait
     [ "$(readlink "$lock")" != "$me" ] || rm -f "$lock"
 }
 

@@ -55,14 +55,14 @@ class Answer:
         return self.output.decode(errors="replace").strip()
 
 
-def ask(link: Link, script: str, *words: str, within: float = SILENCE_LIMIT) -> Answer:
+def ask(link: Link, script: str, *words: str, within: float | None = None) -> Answer:
     """Runs a script there, with the words as its $1, $2 ...
 
     Raises:
         LinkDropped: no whole answer came.
         DeviceError: the link cannot be used at all.
     """
-    with _call(link, script, words, within) as call:
+    with _call(link, script, words, within or SILENCE_LIMIT) as call:
         return call.answer()
 
 

@@ -22,7 +22,7 @@ from edgebuild.devices._link import (
     receive,
     send,
 )
-from edgebuild.vocabulary.contracts import Completed, Progress
+from edgebuild.vocabulary.contracts import Completed, Progress, Step
 from edgebuild.vocabulary.errors import DeviceError
 from edgebuild.vocabulary.units import Seconds, format_size
 
@@ -150,52 +150,59 @@ class Remote:
                 self._insist(lambda: self._ask(PUBLISH, folder))
         return f"{folder}/{path.absolute().name}"
 
-    def _missing(self, folder: str, files: Sequence[_File]) -> list[_File] | None:
-        """The files that are not whole there yet; None where nothing is left to do at all."""
-        missing: list[_File] = []
-        free, begun = 0, 0
+    def _missing(self, folder: str, files: Sequence[_File]) -> list[tuple[_File, int]] | None:
+        """What is not whole there, and how much of it is; None where all is done already."""
+        missing: list[tuple[_File, int]] = []
+        free = 0
         for batch in _batches(files):
             lines = self._ask(STATE, folder, *(file.path for file in batch)).text.splitlines()
             if lines == ["there"]:
                 return None
-            free = _free_bytes(lines[0]) if lines else 0
             if len(lines) != len(batch) + 1:
                 raise DeviceError(f"{self.name}: {folder} cannot be made. Is its disk full?")
+            free = _free_bytes(lines[0])
             sizes = zip(batch, lines[1:], strict=True)
-            unfinished = [(file, int(have)) for file, have in sizes if have != "whole"]
-            missing += [file for file, _ in unfinished]
-            begun += sum(min(have, file.size) for file, have in unfinished)
-        needed = sum(file.size for file in missing) - begun
+            missing += [(file, int(have)) for file, have in sizes if have != "whole"]
+        needed = sum(max(file.size - have, 0) for file, have in missing)
         if needed > free:
             raise DeviceError(
                 f"{self.name}: {format_size(needed)} do not fit into the {format_size(free)} that "
-                f"are free in {self._root}. Make room there"
+                f"are free there. Make room in {self._root}"
             )
         return missing
 
-    def _send_all(self, folder: str, files: Sequence[_File]) -> None:
-        total = sum(file.size for file in files)
-        megabytes = -(-total // 10**6)
-        with self._progress.step(f"Copying to {self.name}", megabytes) as step:
-            meter = _Meter(lambda: step.advance(), total)
-            for file in files:
-                self._insist(lambda file=file: self._send(folder, file, meter))
+    def _send_all(self, folder: str, missing: Sequence[tuple[_File, int]]) -> None:
+        total = sum(file.size for file, _ in missing)
+        with self._progress.step(f"Copying to {self.name}", -(-total // 10**6)) as step:
+            meter = _Meter(step)
+            for file, have in missing:
+                self._send_file(folder, file, have, meter)
 
-    def _send(self, folder: str, file: _File, meter: _Meter) -> None:
+    def _send_file(self, folder: str, file: _File, have: int, meter: _Meter) -> None:
+        known = [have]
+
+        def attempt() -> None:
+            # After a drop, only the device knows how much has come through.
+            state = str(known.pop()) if known else self._state(folder, file)
+            if state not in ("there", "whole"):
+                self._send_rest(folder, file, min(int(state), file.size), meter)
+
+        self._insist(attempt)
+
+    def _state(self, folder: str, file: _File) -> str:
+        return self._ask(STATE, folder, file.path).text.splitlines()[-1]
+
+    def _send_rest(self, folder: str, file: _File, have: int, meter: _Meter) -> None:
         """Sends what is missing of a file; the device checks the whole."""
-        state = self._ask(STATE, folder, file.path).text.splitlines()[-1]
-        if state in ("there", "whole"):
-            return
+        block = have // BLOCK
         remote = f"{folder}.part/{file.path}"
-        block = min(int(state), file.size) // BLOCK
-        words = (remote, str(file.size), file.sha256, str(block))
         with file.source.open("rb") as source:
             source.seek(block * BLOCK)
-            meter.at(file, block * BLOCK)
+            meter.at(file.path, block * BLOCK)
             answer = send(
                 self._link,
                 script("receive"),
-                *words,
+                *(remote, str(file.size), file.sha256, str(block)),
                 source=source,
                 moved=meter.moved,
                 within=SILENCE_LIMIT + file.size / SLOWEST_HASH,
@@ -271,10 +278,13 @@ class Remote:
     def _reply(self, job: str, command: Sequence[str], deadline: Seconds) -> bytes:
         """What the job says when it no longer runs: a line, and what the command printed."""
         words = (script("job"), self._root, job, str(max(round(deadline), 1)), *command)
-        while True:
+        while not self._is_left:
             reply = self._insist(lambda: self._ask(script("start"), *words)).output
             if reply.strip() != b"running":
                 return reply
+        # The device was left meanwhile; a call that was just under way may have begun it again.
+        self._ask(CANCEL, self._root, job)
+        raise DeviceError(f"{self.name} was left before {command[0]} ended")
 
     def _completed(
         self, state: list[str], rest: bytes, command: Sequence[str], deadline: Seconds
@@ -329,24 +339,24 @@ class Remote:
 
 
 class _Meter:
-    """Advances a bar by whole megabytes, whatever is sent again."""
+    """Advances a bar by whole megabytes, and never twice by the same ones."""
 
-    def __init__(self, advance: Callable[[], None], total: int) -> None:
-        self._advance, self._total = advance, total
+    def __init__(self, step: Step) -> None:
+        self._step = step
         self._done: dict[str, int] = {}
         self._shown = 0
-        self._file = ""
+        self._path = ""
 
-    def at(self, file: _File, offset: int) -> None:
-        self._file = file.path
-        self._done[file.path] = offset
+    def at(self, path: str, offset: int) -> None:
+        self._path = path
+        self._done[path] = offset
         self.moved(0)
 
     def moved(self, count: int) -> None:
-        self._done[self._file] += count
+        self._done[self._path] += count
         while self._shown < sum(self._done.values()) // 10**6:
             self._shown += 1
-            self._advance()
+            self._step.advance()
 
 
 def _files_of(path: Path) -> list[_File]:

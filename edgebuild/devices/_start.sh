@@ -18,6 +18,8 @@ fi
 
 for pause in 0.05 0.1 0.1 0.2 0.2 0.5 0.5 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1; do
     [ -e "$job/result" ] && break
+    [ -d "$job" ] || break
+    [ -s "$job/pid" ] && ! kill -0 "$(cat "$job/pid")" 2>/dev/null && break
     # Some know whole seconds only.
     sleep "$pause" 2>/dev/null || sleep 1
 done

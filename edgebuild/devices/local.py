@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -35,7 +38,7 @@ class Local:
     ) -> None:
         """Ends what still runs, as after Ctrl-C while several commands ran side by side."""
         for process in list(self._running):
-            process.kill()
+            _end(process)
 
     def push(self, path: Path) -> str:
         return str(path)
@@ -50,6 +53,8 @@ class Local:
                 stderr=subprocess.PIPE,
                 encoding="utf-8",
                 errors="replace",
+                # A group of its own, so that what it starts ends with it.
+                start_new_session=True,
             )
         except OSError as error:
             raise DeviceError(f"{program} cannot be started: {error.strerror}") from None
@@ -61,13 +66,21 @@ class Local:
                 f"{Path(program).name} did not end within {deadline:.0f} s on this machine"
             ) from None
         finally:
-            process.kill()
+            _end(process)
             process.wait()
             self._running.discard(process)
         return Completed(process.returncode, stdout, stderr)
 
     def pull(self, remote: str, path: Path) -> None:
+        if not Path(remote).exists():
+            raise DeviceError(f"there is no {remote} on this machine")
         if Path(remote).is_dir():
             shutil.copytree(remote, path, dirs_exist_ok=True)
         else:
             shutil.copyfile(remote, path)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Also what the command has started and left behind."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

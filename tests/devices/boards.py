@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from devices import parts
+
 from edgebuild.catalog import device
 from edgebuild.vocabulary.contracts import Device
 
@@ -30,20 +30,9 @@ mount --bind "$1/passwd" /etc/passwd
 mount -t tmpfs tmpfs /run
 mkdir -p /run/sshd
 echo ready
-exec sleep infinity
+# The first process of a namespace has to reap the orphans.
+while :; do sleep 3600 & wait; done
 """
-
-
-def reason_to_skip() -> str:
-    """Why no board can be made here; empty where one can."""
-    if not PARTS.is_dir():
-        return f"no parts in {PARTS}: `make test-devices` fetches them"
-    if os.geteuid() != 0:
-        return "only root can make network namespaces with disks of their own"
-    if missing := [name for name in ("ip", "nsenter", "unshare", "ssh") if not shutil.which(name)]:
-        return f"not installed here: {', '.join(missing)}"
-    tried = subprocess.run(["unshare", "-n", "-m", "true"], capture_output=True, check=False)
-    return "" if tried.returncode == 0 else "this machine allows no namespaces"
 
 
 @dataclass
@@ -64,14 +53,12 @@ class Board:
         return device(self.url)
 
     def inside(self, *words: str) -> str:
-        enter = ["nsenter", f"--target={self.process}", "--net", "--mount", "--pid"]
-        done = subprocess.run([*enter, *words], capture_output=True, text=True, check=False)
+        done = subprocess.run([*self._enter, *words], capture_output=True, text=True, check=False)
         return done.stdout
 
     def start(self) -> None:
         """Starts sshd or adbd, and waits until it listens."""
         log = (self.folder / "server.log").open("a")
-        enter = ["nsenter", f"--target={self.process}", "--net", "--mount", "--pid"]
         environment = {
             "LD_LIBRARY_PATH": f"{LIBRARIES}:{LIBRARIES}/android",
             "PATH": self.tools,
@@ -79,10 +66,18 @@ class Board:
             "HOME": str(self.folder),
         }
         subprocess.Popen(
-            [*enter, *self.server], stdout=log, stderr=log, env=environment, start_new_session=True
+            [*self._enter, *self.server],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
         )
-        while not self._listens():
-            time.sleep(0.02)
+        until(self._listens)
+
+    @property
+    def _enter(self) -> list[str]:
+        own = shutil.which("nsenter") or ""
+        return [own, f"--target={self.process}", "--net", "--mount", "--pid"]
 
     def _listens(self) -> bool:
         """Whether a socket of IPv4 or IPv6 is in state LISTEN (0A)."""
@@ -114,6 +109,14 @@ class Board:
         return [*self.processes("sshd: root"), *self.processes("sshd: [accepted]")]
 
 
+def until(is_so: Callable[[], object], seconds: float = 30.0) -> None:
+    """Waits for something that happens soon."""
+    ends = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < ends, "it did not happen"
+        time.sleep(0.02)
+
+
 def _all() -> Iterator[int]:
     return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
@@ -136,6 +139,7 @@ def ssh_board(
     python: bool = True,
 ) -> Iterator[Board]:
     """An sshd that trusts one key, and an `ssh` on PATH that knows host and key."""
+    _skip_without_parts()
     with _namespace(folder, tools, disk, python) as process:
         for name in ("host", "user", "stranger"):
             words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
@@ -175,6 +179,7 @@ def adb_board(
     python: bool = True,
 ) -> Iterator[Board]:
     """Debian's adbd, a root shell without a key: it and adb's own server stay in the namespace."""
+    _skip_without_parts()
     with _namespace(folder, tools, disk, python) as process:
         libraries = f"LD_LIBRARY_PATH={LIBRARIES}:{LIBRARIES}/android"
         enter = f"env HOME={folder} {libraries} {PLATFORM_TOOLS}/adb"
@@ -186,6 +191,23 @@ def adb_board(
             yield board
         finally:
             subprocess.run(["adb", "kill-server"], capture_output=True, check=False)
+
+
+def _skip_without_parts() -> None:
+    if reason := _reason_to_skip():
+        pytest.skip(reason)
+
+
+def _reason_to_skip() -> str:
+    """Why no board can be made here; empty where one can."""
+    if not PARTS.is_dir():
+        return f"no parts in {PARTS}: `make test-devices` fetches them"
+    if os.geteuid() != 0:
+        return "only root can make network namespaces with disks of their own"
+    if missing := [name for name in ("ip", "nsenter", "unshare", "ssh") if not shutil.which(name)]:
+        return f"not installed here: {', '.join(missing)}"
+    tried = subprocess.run(["unshare", "-n", "-m", "true"], capture_output=True, check=False)
+    return "" if tried.returncode == 0 else "this machine allows no namespaces"
 
 
 def _write_config(path: Path, *lines: str) -> None:

@@ -1,4 +1,4 @@
-"""Boards for the tests of transports; without their parts, those tests say why they are skipped."""
+"""Boards for the tests of transports."""
 
 from __future__ import annotations
 
@@ -6,17 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from devices.boards import Board, adb_board, reason_to_skip, ssh_board
-
-MARKS = ("ssh", "adb")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    marked = [item for item in items if any(item.get_closest_marker(mark) for mark in MARKS)]
-    reason = reason_to_skip() if marked else ""
-    if reason:
-        for item in marked:
-            item.add_marker(pytest.mark.skip(reason=reason))
+from devices.boards import Board, adb_board, ssh_board
 
 
 @pytest.fixture
