@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,8 +90,7 @@ class Board:
 
     def kill_server(self) -> None:
         """As when it crashes, or the device is restarted: every connection ends."""
-        for process in self.processes(Path(self.server[0]).name):
-            os.kill(process, signal.SIGKILL)
+        kill(self.processes(Path(self.server[0]).name))
 
     def unplug(self) -> None:
         self.inside("ip", "link", "set", "lo", "down")
@@ -115,6 +114,13 @@ def until(is_so: Callable[[], object], seconds: float = 30.0) -> None:
     while not is_so():
         assert time.monotonic() < ends, "it did not happen"
         time.sleep(0.02)
+
+
+def kill(processes: Sequence[int]) -> None:
+    for process in processes:
+        # One may have ended the other.
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def _all() -> Iterator[int]:
