@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgebuild.vocabulary.errors import EdgebuildError
+from edgebuild.vocabulary.errors import DeviceError, EdgebuildError
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.target import Preference
 
@@ -162,24 +162,39 @@ def build(
 @app.command()
 def bench(
     dist: Dist,
+    devices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device",
+            help="ssh://user@host, adb://SERIAL, adb://host:port, twin:TARGET, twin:256MB, local, "
+            "or a name from devices.toml. Repeat it for several, side by side.",
+        ),
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Measure at least this long.")] = 10.0,
     count: Annotated[int, typer.Option(min=1, help="And at least this many runs.")] = 1024,
     threads: Annotated[int | None, typer.Option(min=1, help="As in the bundle unless set.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a bundle again in a fresh process: latency, memory, load time."""
+    """Run a bundle again in a fresh process, here or on other devices: latency, memory, load."""
     from edgebuild import catalog
-    from edgebuild.bundles.bench import bench as run
+    from edgebuild.bundles.bench import Effort, bench_all
     from edgebuild.bundles.manifest import load_bundle
+    from edgebuild.inputs.device_file import device_url
     from edgebuild.report import terminal
 
     bundle = load_bundle(dist)
-    with catalog.device("local") as device:
-        measurement = run(bundle, device, seconds, count, threads)
+    console = terminal.stderr()
+    with terminal.Bars(console) as bars:
+        named = {
+            name: catalog.device(device_url(name, bundle.manifest.target), bars)
+            for name in devices or ["local"]
+        }
+        found = bench_all(bundle, named, Effort(seconds, count, threads))
     if as_json:
-        _print_json(_plain(measurement))
-    else:
-        terminal.show_measurement(terminal.stderr(), bundle, measurement)
+        _print_json({"bundle": str(bundle.path), "devices": [_plain(one) for one in found]})
+    terminal.show_benched(console, bundle, found)
+    if any(one.error for one in found):
+        sys.exit(DeviceError.exit_code)
 
 
 @app.command()

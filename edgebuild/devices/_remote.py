@@ -105,6 +105,8 @@ class _File:
 class Remote:
     """A device that is reached by a link, and keeps what it was given for the next time."""
 
+    is_here = False
+
     def __init__(self, link: Link, progress: Progress) -> None:
         self.name = link.name
         self._link, self._progress = link, progress
@@ -198,13 +200,18 @@ class Remote:
         remote = f"{folder}.part/{file.path}"
         with file.source.open("rb") as source:
             source.seek(block * BLOCK)
+
+            def moved(count: int) -> None:
+                self._refuse_once_left()
+                meter.moved(count)
+
             meter.at(file.path, block * BLOCK)
             answer = send(
                 self._link,
                 script("receive"),
                 *(remote, str(file.size), file.sha256, str(block)),
                 source=source,
-                moved=meter.moved,
+                moved=moved,
                 within=SILENCE_LIMIT + file.size / SLOWEST_HASH,
             )
         self._check_received(file, answer)
@@ -278,13 +285,14 @@ class Remote:
     def _reply(self, job: str, command: Sequence[str], deadline: Seconds) -> bytes:
         """What the job says when it no longer runs: a line, and what the command printed."""
         words = (script("job"), self._root, job, str(max(round(deadline), 1)), *command)
-        while not self._is_left:
+        reply = b"running"
+        while reply.strip() == b"running":
+            if self._is_left:
+                # A call that was under way then may have begun it again.
+                self._ask(CANCEL, self._root, job)
+                self._refuse_once_left()
             reply = self._insist(lambda: self._ask(script("start"), *words)).output
-            if reply.strip() != b"running":
-                return reply
-        # The device was left meanwhile; a call that was just under way may have begun it again.
-        self._ask(CANCEL, self._root, job)
-        raise DeviceError(f"{self.name} was left before {command[0]} ended")
+        return reply
 
     def _completed(
         self, state: list[str], rest: bytes, command: Sequence[str], deadline: Seconds
@@ -319,14 +327,17 @@ class Remote:
     def _ask(self, text: str, *words: str) -> Answer:
         return ask(self._link, text, *words)
 
+    def _refuse_once_left(self) -> None:
+        if self._is_left:
+            raise DeviceError(f"{self.name} was left before it was done")
+
     def _insist(self, call: Callable[..., Result], *words: object) -> Result:
         """Calls again over a new connection when the link drops, as long as patience lasts."""
         for pause in RETRIES:
             try:
                 return call(*words)
             except LinkDropped:
-                if self._is_left:
-                    raise
+                self._refuse_once_left()
                 time.sleep(pause)
                 with contextlib.suppress(LinkDropped):
                     self._link.connect()

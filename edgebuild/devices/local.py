@@ -22,6 +22,7 @@ class Local:
     """Runs commands here; nothing is copied, because everything is here already."""
 
     name = "host"
+    is_here = True
 
     def __init__(self, address: str = "", progress: Progress | None = None) -> None:
         # The same machine whatever the address; and nothing here takes long enough to watch.

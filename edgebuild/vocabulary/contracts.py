@@ -120,9 +120,11 @@ class Device(AbstractContextManager["Device"], Protocol):
 
     Made from what follows the scheme in its URL, and the progress that copies are shown on. `name`
     tells it from every other device: it stands beside each figure that was measured there.
+    `is_here` where it computes on this machine, whose other work it would disturb.
     """
 
     name: str
+    is_here: bool
 
     def push(self, path: Path) -> str:
         """Makes a local file or folder available there; returns its path there."""

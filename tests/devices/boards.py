@@ -90,7 +90,8 @@ class Board:
 
     def kill_server(self) -> None:
         """As when it crashes, or the device is restarted: every connection ends."""
-        kill(self.processes(Path(self.server[0]).name))
+        name = Path(self.server[0]).name
+        kill([*self.processes(self.server[0]), *self.processes(f"{name}: ")])
 
     def unplug(self) -> None:
         self.inside("ip", "link", "set", "lo", "down")
@@ -99,7 +100,7 @@ class Board:
         self.inside("ip", "link", "set", "lo", "up")
 
     def processes(self, words: str) -> list[int]:
-        """Our ids of the processes within whose command line holds these words."""
+        """Our ids of the processes within whose command line begins with these words."""
         here = os.readlink(f"/proc/{self.process}/ns/pid")
         return [process for process in _all() if _is(process, here, words)]
 
@@ -130,7 +131,7 @@ def _all() -> Iterator[int]:
 def _is(process: int, namespace: str, words: str) -> bool:
     try:
         line = Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        return words in line and os.readlink(f"/proc/{process}/ns/pid") == namespace
+        return line.startswith(words) and os.readlink(f"/proc/{process}/ns/pid") == namespace
     except OSError:
         return False
 

@@ -223,7 +223,7 @@ def test_a_job_that_nobody_waits_for_ends_at_its_deadline(
         cut(pi)
         assert isinstance(done.exception(timeout=60), DeviceError)
     assert pi.processes("sleep 77") != []
-    until(lambda: not pi.processes("sleep"), seconds=20)
+    until(lambda: not [*pi.processes("sleep 77"), *pi.processes("sleep 6 ")], seconds=20)
 
 
 def test_a_late_job_leaves_nothing_running(pi: Board) -> None:
