@@ -27,10 +27,8 @@ def bundle(workshop: Workshop) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def found(
-    bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Benched]]:
-    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+def found(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Benched]]:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         folder = tmp_path_factory.mktemp("lab")
         pi = stack.enter_context(ssh_board(folder / "pi", patch, tools="busybox"))
         phone = stack.enter_context(adb_board(folder / "phone", patch, tools="toybox"))
