@@ -25,7 +25,7 @@ leave() {
 lives() { [ "${1#*.}" = "$boot" ] && kill -0 "${1%%.*}" 2>/dev/null; }
 
 trap 'leave; exit' TERM
-echo $$ >"$job/pid"
+echo "$me" >"$job/process"
 
 # Two measurements at once would measure each other.
 waited=0

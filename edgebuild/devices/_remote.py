@@ -75,7 +75,7 @@ done
 PUBLISH = '[ -d "$1" ] || mv "$1.part" "$1"'
 LIST = """
 cd "$1" 2>/dev/null && set -- . || { cd "${1%/*}" && set -- "${1##*/}"; } || exit
-find "$1" -type f | while read -r file; do
+find "$1" -type f | while IFS= read -r file; do
     sum=$(sha256sum <"$file")
     echo "$(wc -c <"$file") ${sum%% *} $file"
 done
@@ -83,9 +83,11 @@ done
 READ = 'tail -c "+$2" "$1"'
 FORGET = 'rm -rf "$1/jobs/$2"'
 CANCEL = """
-kill -TERM "$(cat "$1/jobs/$2/pid")" 2>/dev/null
+process=$(cat "$1/jobs/$2/process") 2>/dev/null
+process=${process%%.*}
+[ -z "$process" ] || kill -TERM "$process" 2>/dev/null
 for pause in 1 1 1; do
-    kill -0 "$(cat "$1/jobs/$2/pid")" 2>/dev/null || break
+    [ -n "$process" ] && kill -0 "$process" 2>/dev/null || break
     sleep "$pause"
 done
 rm -rf "$1/jobs/$2"
@@ -112,7 +114,7 @@ class Remote:
         self._link, self._progress = link, progress
         self._root = ""
         self._running: set[str] = set()
-        self._is_left = False
+        self._left = threading.Event()
         self._one_copies = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -133,7 +135,7 @@ class Remote:
         traceback: TracebackType | None,
     ) -> None:
         """Ends what still runs there, as after Ctrl-C; what cannot be told ends at its deadline."""
-        self._is_left = True
+        self._left.set()
         for job in list(self._running):
             with contextlib.suppress(DeviceError):
                 ask(self._link, CANCEL, self._root, job)
@@ -149,7 +151,8 @@ class Remote:
             missing = self._insist(lambda: self._missing(folder, files))
             if missing is not None:
                 self._send_all(folder, missing)
-                self._insist(lambda: self._ask(PUBLISH, folder))
+                if self._insist(lambda: self._ask(PUBLISH, folder)).code != 0:
+                    raise DeviceError(f"{self.name}: {folder} cannot be made")
         return f"{folder}/{path.absolute().name}"
 
     def _missing(self, folder: str, files: Sequence[_File]) -> list[tuple[_File, int]] | None:
@@ -241,24 +244,22 @@ class Remote:
             raise DeviceError(f"{self.name}: there is no {remote}")
         is_folder = files[0][2].startswith("./")
         folder = remote if is_folder else str(PurePosixPath(remote).parent)
-        for size, sha256, name in files:
-            here = path / name if is_folder else path
-            source = f"{folder}/{name}"
-            self._insist(lambda *it: self._receive(*it), source, here, int(size), sha256)
+        total = sum(int(size) for size, *_ in files)
+        with self._progress.step(f"Copying from {self.name}", -(-total // 10**6)) as step:
+            meter = _Meter(step)
+            for size, sha256, name in files:
+                here = path / name if is_folder else path
+                words = (f"{folder}/{name}", here, int(size), sha256, meter)
+                self._insist(self._receive, *words)
 
-    def _receive(self, remote: str, path: Path, size: int, sha256: str) -> None:
+    def _receive(self, remote: str, path: Path, size: int, sha256: str, meter: _Meter) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{sha256[:8]}.part")
         have = part.stat().st_size if part.exists() else 0
+        meter.at(remote, have)
         with part.open("ab") as sink:
-            receive(
-                self._link,
-                READ,
-                *(remote, str(have + 1)),
-                sink=sink,
-                size=size - have,
-                moved=lambda _: None,
-            )
+            words = (remote, str(have + 1))
+            receive(self._link, READ, *words, sink=sink, size=size - have, moved=meter.moved)
         if _sha256(part) != sha256:
             part.unlink()
             raise LinkDropped(f"{self.name}: {remote} arrived with another sha256")
@@ -285,12 +286,16 @@ class Remote:
     def _reply(self, job: str, command: Sequence[str], deadline: Seconds) -> bytes:
         """What the job says when it no longer runs: a line, and what the command printed."""
         words = (script("job"), self._root, job, str(max(round(deadline), 1)), *command)
+        # Another job may have had as long before it.
+        ends = time.monotonic() + 2 * deadline + 120
         reply = b"running"
         while reply.strip() == b"running":
-            if self._is_left:
+            if self._left.is_set():
                 # A call that was under way then may have begun it again.
                 self._ask(CANCEL, self._root, job)
                 self._refuse_once_left()
+            if time.monotonic() > ends:
+                raise DeviceError(f"{self.name}: {command[0]} does not end, nor say why")
             reply = self._insist(lambda: self._ask(script("start"), *words)).output
         return reply
 
@@ -328,7 +333,7 @@ class Remote:
         return ask(self._link, text, *words)
 
     def _refuse_once_left(self) -> None:
-        if self._is_left:
+        if self._left.is_set():
             raise DeviceError(f"{self.name} was left before it was done")
 
     def _insist(self, call: Callable[..., Result], *words: object) -> Result:
@@ -337,8 +342,8 @@ class Remote:
             try:
                 return call(*words)
             except LinkDropped:
+                self._left.wait(pause)
                 self._refuse_once_left()
-                time.sleep(pause)
                 with contextlib.suppress(LinkDropped):
                     self._link.connect()
         try:

@@ -1,6 +1,10 @@
 # Starts a command once, however often it is asked to, and waits a while for its result.
 supervisor=$1 root=$2 job=$2/jobs/$3 deadline=$4
 shift 4
+boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
+
+# Numbers of processes begin anew with each boot.
+lives() { [ "${1#*.}" = "$boot" ] && kill -0 "${1%%.*}" 2>/dev/null; }
 
 if [ "$1" = python ]; then
     shift
@@ -19,7 +23,7 @@ fi
 for pause in 0.05 0.1 0.1 0.2 0.2 0.5 0.5 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1; do
     [ -e "$job/result" ] && break
     [ -d "$job" ] || break
-    [ -s "$job/pid" ] && ! kill -0 "$(cat "$job/pid")" 2>/dev/null && break
+    [ -s "$job/process" ] && ! lives "$(cat "$job/process")" && break
     # Some know whole seconds only.
     sleep "$pause" 2>/dev/null || sleep 1
 done
@@ -27,7 +31,7 @@ done
 if [ -e "$job/result" ]; then
     echo "$(cat "$job/result")" $(wc -c <"$job/out") $(wc -c <"$job/err")
     cat "$job/out" "$job/err"
-elif kill -0 "$(cat "$job/pid")" 2>/dev/null; then
+elif [ -s "$job/process" ] && lives "$(cat "$job/process")"; then
     echo running
 else
     echo lost

@@ -126,6 +126,17 @@ def test_a_link_that_drops_mid_copy_goes_on_where_it_stopped(
     assert list(pi.disk.rglob("*.part")) == []
 
 
+def test_a_link_that_drops_while_it_copies_back_goes_on_where_it_stopped(
+    pi: Board, drop: Callable[[Board], None], tmp_path: Path
+) -> None:
+    content = os.urandom(40_000_000)
+    (pi.disk / "large").write_bytes(content)
+    with catalog.device(pi.url, Midway(15, lambda: drop(pi))) as device:
+        device.pull(f"{pi.folder}/disk/large", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == content
+    assert list(tmp_path.glob("*.part")) == []
+
+
 def test_the_next_run_goes_on_with_a_copy_that_was_given_up(
     pi: Board, tmp_path: Path, impatient: None
 ) -> None:
@@ -256,6 +267,22 @@ def test_the_lock_of_a_job_that_died_is_taken_over(pi: Board) -> None:
     with pi.device() as device:
         (pi.disk / "edgebuild-device/lock").symlink_to("999999.another-boot")
         assert device.run(["echo", "here"], SOON).stdout == "here\n"
+
+
+def test_a_board_that_was_restarted_in_the_middle_has_lost_its_job(
+    pi: Board, tmp_path: Path
+) -> None:
+    command = ["sh", "-c", 'echo run >>"$0"; sleep 78', f"{tmp_path}/runs"]
+    with pi.device() as device, ThreadPoolExecutor(1) as pool:
+        done = pool.submit(device.run, command, SOON)
+        until((tmp_path / "runs").exists)
+        # All but its files is gone, and its number may be another process's by now.
+        [job] = (pi.disk / "edgebuild-device/jobs").iterdir()
+        process = (job / "process").read_text().partition(".")[0]
+        pi.inside("kill", "-9", process)
+        (job / "process").write_text("1.another-boot")
+        with pytest.raises(DeviceError, match="lost the result of sh. Was it restarted"):
+            done.result(timeout=60)
 
 
 def test_a_board_without_python_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
