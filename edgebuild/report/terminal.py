@@ -198,7 +198,8 @@ def show_benched(console: Console, bundle: Bundle, found: Sequence[Benched]) -> 
         console.print(_devices_table(bundle, found))
     for one in found:
         if one.error:
-            console.print(f"[red]{escape(one.device)}[/]: {escape(one.error)}", soft_wrap=True)
+            device = "" if one.device in one.error else f"{one.device}: "
+            console.print(f"[red]{escape(device + one.error)}[/]", soft_wrap=True)
 
 
 def _measurement_table(bundle: Bundle, one: Benched, measurement: Measurement) -> Table:
