@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Protocol
 
 from edgebuild.vocabulary.errors import DeviceError
@@ -19,6 +20,13 @@ from edgebuild.vocabulary.errors import DeviceError
 CHUNK = 1 << 16
 # A link on which nothing has moved for so many seconds is taken for dead.
 SILENCE_LIMIT = 30.0
+
+
+def script(name: str) -> str:
+    """The text of a .sh file, as short as it can be: some transports take no long commands."""
+    text = (Path(__file__).parent / f"_{name}.sh").read_text()
+    lines = (line.strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("#"))
 
 
 class Link(Protocol):

@@ -12,7 +12,7 @@ from devices.boards import Board, adb_board, until
 from devices.trouble import Midway
 
 from edgebuild import catalog
-from edgebuild.devices import _link, _remote
+from edgebuild.devices import _link, _patience
 from edgebuild.devices.adb import AdbLink
 from edgebuild.vocabulary.errors import DeviceError, InputError
 from edgebuild.vocabulary.units import Seconds
@@ -30,7 +30,7 @@ def restart(board: Board) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_remote, "RETRIES", (0.1,))
+    monkeypatch.setattr(_patience, "RETRIES", (0.1,))
 
 
 def test_half_an_answer_is_not_believed(phone: Board, tmp_path: Path) -> None:

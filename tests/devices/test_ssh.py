@@ -13,7 +13,7 @@ from devices.boards import Board, kill, ssh_board, until
 from devices.trouble import Midway
 
 from edgebuild import catalog
-from edgebuild.devices import _link, _remote
+from edgebuild.devices import _link, _patience
 from edgebuild.vocabulary.errors import DeviceError, InputError
 from edgebuild.vocabulary.units import Seconds
 
@@ -48,7 +48,7 @@ def drop(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_remote, "RETRIES", (0.1,))
+    monkeypatch.setattr(_patience, "RETRIES", (0.1,))
 
 
 # ---- getting in
