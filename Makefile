@@ -3,13 +3,18 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint bench bench-search clean
+.PHONY: demo test test-devices lint bench bench-search clean
 
 demo: $(INSTALLED)
 	$(BIN)/edgebuild build benchmarks/solar_cells.py -t robot-raspberry-pi-5 -o dist/solar-cells
 
 test: $(INSTALLED)
 	$(BIN)/pytest -n 2
+
+# Fetches an sshd and an adbd of their own first; `make test` then runs these tests as well.
+test-devices: $(INSTALLED)
+	$(BIN)/python tests/devices/parts.py
+	$(BIN)/pytest -rs tests/devices tests/contracts/test_devices.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -7,7 +7,15 @@ import pkgutil
 from importlib.metadata import entry_points
 from typing import Any
 
-from edgebuild.vocabulary.contracts import Device, Exporter, Meter, Method, Precisions, Runtime
+from edgebuild.vocabulary.contracts import (
+    Device,
+    Exporter,
+    Meter,
+    Method,
+    Precisions,
+    Progress,
+    Runtime,
+)
 from edgebuild.vocabulary.errors import InputError, did_you_mean
 
 # The method that changes no network: it says which precisions a layer may have.
@@ -22,11 +30,10 @@ def runtime(name: str) -> Runtime:
     return _create("runtimes", name)  # type: ignore[no-any-return]
 
 
-def device(url: str) -> Device:
-    """The device of a URL: "local", or "emulated://cortex-a76"."""
-    scheme, _, place = url.partition(":")
-    arguments = [place.removeprefix("//")] if place else []
-    return _create("devices", scheme, *arguments)  # type: ignore[no-any-return]
+def device(url: str, progress: Progress | None = None) -> Device:
+    """The device of a URL: its scheme is the plugin, the rest the plugin's own address."""
+    scheme, _, address = url.partition(":")
+    return _create("devices", scheme, address.removeprefix("//"), progress)  # type: ignore[no-any-return]
 
 
 def meter(text: str, device: Device | None = None) -> Meter:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgebuild.vocabulary.errors import EdgebuildError
+from edgebuild.vocabulary.errors import DeviceError, EdgebuildError
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.target import Preference
 
 if TYPE_CHECKING:
     from edgebuild.bundles.manifest import Bundle
-    from edgebuild.vocabulary.measurement import Measurement
     from edgebuild.vocabulary.power import Draw
     from edgebuild.vocabulary.verdict import BudgetLine
 
@@ -173,6 +172,14 @@ def build(
 @app.command()
 def bench(
     dist: Dist,
+    devices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device",
+            help="ssh://user@host, adb://SERIAL, adb://host:port, twin:TARGET, twin:256MB, local, "
+            "or a name from devices.toml. Repeat it for several, side by side.",
+        ),
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Measure at least this long.")] = 10.0,
     count: Annotated[int, typer.Option(min=1, help="And at least this many runs.")] = 1024,
     threads: Annotated[int | None, typer.Option(min=1, help="As in the bundle unless set.")] = None,
@@ -182,35 +189,29 @@ def bench(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a bundle again in a fresh process: latency, memory, load time, and power by a meter."""
+    """Run a bundle again, here or on other devices: latency, memory, load; power by a meter."""
     from edgebuild import catalog
-    from edgebuild.bundles.bench import bench as run
+    from edgebuild.bundles.bench import Effort, bench_all
     from edgebuild.bundles.manifest import load_bundle
-    from edgebuild.bundles.metered import Metered, metered
+    from edgebuild.inputs.device_file import device_url
     from edgebuild.report import terminal
-    from edgebuild.vocabulary.errors import MeterUnavailable
-    from edgebuild.vocabulary.units import Seconds
 
     bundle = load_bundle(dist)
-    with catalog.device("local") as device:
-
-        def once() -> Measurement:
-            return run(bundle, device, seconds, count, threads, fills_time=bool(meter))
-
-        if meter:
-            found = metered(catalog.meter(meter), device, Seconds(seconds), once)
-        else:
-            found = Metered(once(), None)
+    console = terminal.stderr()
+    with terminal.Bars(console) as bars:
+        named = {
+            name: catalog.device(device_url(name, bundle.manifest.target), bars)
+            for name in devices or ["local"]
+        }
+        found = bench_all(bundle, named, Effort(seconds, count, threads, meter or ""))
     if as_json:
-        power = _plain(found.draw) if found.draw else {"unavailable": found.unavailable}
-        _print_json({**_plain(found.measurement), **({"power": power} if meter else {})})
-    else:
-        console = terminal.stderr()
-        terminal.show_measurement(console, bundle, found.measurement)
-        if found.draw:
-            terminal.show_draw(console, bundle, found.draw, _power_line(bundle, found.draw))
-    if found.unavailable:
-        raise MeterUnavailable(f"power is unavailable: {found.unavailable}")
+        _print_json({"bundle": str(bundle.path), "devices": [_plain(one) for one in found]})
+    terminal.show_benched(console, bundle, found)
+    for one in found:
+        if one.power:
+            terminal.show_draw(console, bundle, one.power, _power_line(bundle, one.power))
+    if any(one.error or one.power_error for one in found):
+        sys.exit(DeviceError.exit_code)
 
 
 @app.command()

@@ -126,7 +126,41 @@ def test_explain_names_what_was_tried_and_the_verdict(dist: Path) -> None:
 def test_bench_measures_again(dist: Path) -> None:
     done = edgebuild("bench", str(dist), "--seconds", "0.1", "--count", "50", "--json")
     assert done.returncode == 0
-    assert len(json.loads(done.stdout)["latencies"]) >= 50
+    [found] = json.loads(done.stdout)["devices"]
+    assert found["device"] == "local"
+    assert len(found["measurement"]["latencies"]) >= 50
+
+
+def test_bench_measures_on_several_devices_and_says_which_failed(dist: Path) -> None:
+    devices = ["local", "twin:", "twin:8MB", "adb://no-such-serial"]
+    words = [word for device in devices for word in ("--device", device)]
+    done = edgebuild("bench", str(dist), "--seconds", "0.1", "--count", "50", "--json", *words)
+    assert done.returncode == 4
+    found = {one["device"]: one for one in json.loads(done.stdout)["devices"]}
+    assert list(found) == devices
+    assert len(found["local"]["measurement"]["latencies"]) >= 50
+    assert found["twin:"]["memory_trial"]["fit"] in ("FITS", "NOT_ENFORCED")
+    assert "memory of phone-budget" in found["twin:"]["where"]
+    assert found["twin:8MB"]["memory_trial"]["fit"] in ("OOM_KILLED", "NOT_ENFORCED")
+    assert "adb" in found["adb://no-such-serial"]["error"]
+    assert "Traceback" not in done.stderr
+
+
+def test_bench_names_the_nearest_transport_and_device(dist: Path, tmp_path: Path) -> None:
+    (tmp_path / "devices.toml").write_text('kitchen = "twin:2GB"\n')
+    words = (PROGRAM, "bench", str(dist), "--seconds", "0.1", "--count", "9", "--json", "--device")
+
+    def bench(device: str) -> subprocess.CompletedProcess[str]:
+        command = [*words, device]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    for name, nearest in (("kitchn", "'kitchen'"), ("shh://pi@shelf", "'ssh'")):
+        done = bench(name)
+        assert done.returncode == 2
+        assert f"Did you mean {nearest}?" in done.stderr
+    [found] = json.loads(bench("kitchen").stdout)["devices"]
+    assert found["device"] == "kitchen"
+    assert "2 GB" in found["where"]
 
 
 def test_verify_passes_on_an_intact_bundle(dist: Path) -> None:

@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 
 from edgebuild.arm64 import Lines, Parts, parts
 from edgebuild.devices.local import Local
-from edgebuild.vocabulary.contracts import Completed
+from edgebuild.vocabulary.contracts import Completed, Progress
 from edgebuild.vocabulary.errors import DeviceError, InputError, did_you_mean
 from edgebuild.vocabulary.units import Seconds
 
@@ -39,6 +39,8 @@ CPUS = {
     "cortex-a76": Cpu(0xD0B, ARMV8_2),
     "neoverse-n1": Cpu(0xD0C, ARMV8_2),
 }
+# Which one is meant by `emulated:` alone.
+USUAL = "cortex-a76"
 BLOCK = """\
 processor\t: {number}
 BogoMIPS\t: 100.00
@@ -75,8 +77,9 @@ class Emulated(Local):
     # Measuring on it would yield figures that look like a device's.
     keeps_time: ClassVar[bool] = False
 
-    def __init__(self, cpu: str = "cortex-a76") -> None:
+    def __init__(self, cpu: str = "", progress: Progress | None = None) -> None:
         super().__init__()
+        cpu = cpu or USUAL
         if cpu not in CPUS:
             raise InputError(f"no processor {cpu!r} is emulated.{did_you_mean(cpu, CPUS)}")
         self.cpu = cpu

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from edgebuild.vocabulary.contracts import Completed
+from edgebuild.vocabulary.contracts import Completed, Progress
 from edgebuild.vocabulary.errors import DeviceError
 from edgebuild.vocabulary.units import Seconds
 
@@ -19,8 +22,10 @@ class Local:
     """Runs commands here; nothing is copied, because everything is here already."""
 
     name = "host"
+    is_here = True
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "", progress: Progress | None = None) -> None:
+        # The same machine whatever the address; and nothing here takes long enough to watch.
         self._running: set[subprocess.Popen[str]] = set()
 
     def __enter__(self) -> Self:
@@ -34,7 +39,7 @@ class Local:
     ) -> None:
         """Ends what still runs, as after Ctrl-C while several commands ran side by side."""
         for process in list(self._running):
-            process.kill()
+            _end(process)
 
     def push(self, path: Path) -> str:
         return str(path)
@@ -49,6 +54,8 @@ class Local:
                 stderr=subprocess.PIPE,
                 encoding="utf-8",
                 errors="replace",
+                # A group of its own, so that what it starts ends with it.
+                start_new_session=True,
             )
         except OSError as error:
             raise DeviceError(f"{program} cannot be started: {error.strerror}") from None
@@ -60,13 +67,21 @@ class Local:
                 f"{Path(program).name} did not end within {deadline:.0f} s on this machine"
             ) from None
         finally:
-            process.kill()
+            _end(process)
             process.wait()
             self._running.discard(process)
         return Completed(process.returncode, stdout, stderr)
 
     def pull(self, remote: str, path: Path) -> None:
+        if not Path(remote).exists():
+            raise DeviceError(f"there is no {remote} on this machine")
         if Path(remote).is_dir():
             shutil.copytree(remote, path, dirs_exist_ok=True)
         else:
             shutil.copyfile(remote, path)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Also what the command has started and left behind."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +17,7 @@ from rich.table import Table
 from edgebuild.bundles.manifest import ArmRecord, Bundle, Manifest
 from edgebuild.bundles.verify import Verification
 from edgebuild.report import words
+from edgebuild.vocabulary.contracts import MemoryTrial
 from edgebuild.vocabulary.measurement import Evidence, Measurement
 from edgebuild.vocabulary.power import Draw
 from edgebuild.vocabulary.units import (
@@ -26,6 +28,9 @@ from edgebuild.vocabulary.units import (
     format_time,
 )
 from edgebuild.vocabulary.verdict import BudgetLine, Status
+
+if TYPE_CHECKING:
+    from edgebuild.bundles.bench import Benched
 
 COLORS = {
     Status.MET: "green",
@@ -179,7 +184,7 @@ def _chosen_table(manifest: Manifest) -> Table:
     return table
 
 
-def latency(measurement: Measurement, name: str) -> str:
+def latency(measurement: Measurement, name: str, device: str = "host") -> str:
     """ "5.1 ms (5.0 ms to 5.2 ms, n = 1024, …), measured on …"."""
     found = measurement.percentile(0.5 if name == "latency_p50" else 0.99)
     bound = found.early_stopping
@@ -187,22 +192,67 @@ def latency(measurement: Measurement, name: str) -> str:
     state = "" if measurement.is_conclusive else " INCONCLUSIVE: the halves disagree"
     return (
         f"{format_time(found.value)} ({words.bounds(found)}, "
-        f"n = {len(measurement.latencies)}{claim}), {Evidence.MEASURED} on host, "
+        f"n = {len(measurement.latencies)}{claim}), {Evidence.MEASURED} on {escape(device)}, "
         f"{measurement.threads} threads{state}"
     )
 
 
-def show_measurement(console: Console, bundle: Bundle, measurement: Measurement) -> None:
-    """What `edgebuild bench` found."""
-    title = f"{bundle.path} on {measurement.machine}"
-    table = Table(title=escape(title), show_header=False)
+def show_benched(console: Console, bundle: Bundle, found: Sequence[Benched]) -> None:
+    """What `edgebuild bench` found: one device in full, several side by side."""
+    if len(found) == 1 and found[0].measurement:
+        console.print(_measurement_table(bundle, found[0], found[0].measurement))
+    elif len(found) > 1:
+        console.print(_devices_table(bundle, found))
+    for one in found:
+        if one.error:
+            device = "" if one.device in one.error else f"{one.device}: "
+            console.print(f"[red]{escape(device + one.error)}[/]", soft_wrap=True)
+        if one.power_error:
+            said = f"power is unavailable: {one.power_error}"
+            console.print(f"[red]{escape(said)}[/]", soft_wrap=True)
+
+
+def _measurement_table(bundle: Bundle, one: Benched, measurement: Measurement) -> Table:
+    table = Table(title=escape(f"{bundle.path} on {one.where}"), show_header=False)
     table.add_row("runtime", measurement.runtime)
     for name in ("latency_p50", "host_latency_p99"):
-        table.add_row(name.removeprefix("host_").replace("_", " "), latency(measurement, name))
+        title = name.removeprefix("host_").replace("_", " ")
+        table.add_row(title, latency(measurement, name, one.device))
     table.add_row("peak memory", f"{format_size(measurement.peak_memory)} over the runtime's own")
     table.add_row("of it anonymous", format_size(measurement.peak_anonymous))
     table.add_row("load time", format_time(measurement.load))
-    console.print(table)
+    if one.memory_trial:
+        table.add_row("memory limit", _trial(one.memory_trial))
+    return table
+
+
+def _devices_table(bundle: Bundle, found: Sequence[Benched]) -> Table:
+    titles = ("device", "p50", "p99", "memory", "load", "runtime", "where it was measured")
+    table = Table(*titles, title=escape(str(bundle.path)))
+    for one in found:
+        measured = one.measurement
+        if measured is None:
+            fit = one.memory_trial.fit if one.memory_trial else "failed"
+            table.add_row(escape(one.device), f"[red]{fit}", *[""] * 4, escape(one.where))
+            continue
+        state = "" if measured.is_conclusive else " ?"
+        trial = f"\n{one.memory_trial.fit}" if one.memory_trial else ""
+        table.add_row(
+            escape(one.device),
+            format_time(measured.percentile(0.5).value) + state,
+            format_time(measured.percentile(0.99).value),
+            format_size(measured.peak_memory) + trial,
+            format_time(measured.load),
+            measured.runtime,
+            escape(one.where),
+        )
+    if any(one.measurement and not one.measurement.is_conclusive for one in found):
+        table.caption = "? inconclusive: the halves of the run disagree"
+    return table
+
+
+def _trial(trial: MemoryTrial) -> str:
+    return f"{trial.fit} in {format_size(trial.limit)} ({escape(trial.evidence)})"
 
 
 def show_draw(console: Console, bundle: Bundle, draw: Draw, line: BudgetLine | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -17,7 +17,7 @@ from edgebuild.vocabulary.program import Site
 from edgebuild.vocabulary.recipe import Candidate
 from edgebuild.vocabulary.silence import Silence
 from edgebuild.vocabulary.target import RuntimeFacts
-from edgebuild.vocabulary.units import Seconds
+from edgebuild.vocabulary.units import Bytes, Seconds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,9 +117,15 @@ class Exporter(Protocol):
 
 
 class Device(AbstractContextManager["Device"], Protocol):
-    """A machine that runs commands; entering it connects, leaving it cleans up."""
+    """A machine that runs commands; entering it connects, leaving it cleans up.
+
+    Made from what follows the scheme in its URL, and the progress that copies are shown on. `name`
+    tells it from every other device: it stands beside each figure that was measured there.
+    `is_here` where it computes on this machine, whose other work it would disturb.
+    """
 
     name: str
+    is_here: bool
 
     def push(self, path: Path) -> str:
         """Makes a local file or folder available there; returns its path there."""
@@ -138,13 +144,32 @@ class Device(AbstractContextManager["Device"], Protocol):
         ...
 
 
+class Fit(StrEnum):
+    """What became of a command under a memory limit."""
+
+    FITS = "FITS"
+    OOM_KILLED = "OOM_KILLED"
+    NOT_ENFORCED = "NOT_ENFORCED"
+
+
+@dataclass(frozen=True)
+class MemoryTrial:
+    """A command under a limit; the evidence is the kernel's counter, or why there is none."""
+
+    fit: Fit
+    limit: Bytes
+    peak: Bytes | None
+    evidence: str
+
+
 @dataclass(frozen=True)
 class Completed:
-    """How a command on a device ended."""
+    """How a command on a device ended; `memory` where the device had a limit to keep."""
 
     returncode: int
     stdout: str
     stderr: str
+    memory: MemoryTrial | None = None
 
     @property
     def reason(self) -> str:

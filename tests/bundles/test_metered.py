@@ -231,9 +231,10 @@ def test_json_holds_the_draw_and_as_many_inferences_as_the_time_took(
     bundle: Bundle, log: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     bench(wants_power(bundle), f"csv={log}", as_json=True)
-    found = json.loads(capfd.readouterr().out)
-    assert found["ended_at"] - found["began_at"] == pytest.approx(2.0, abs=0.5)
-    assert found["inferences"] >= len(found["latencies"])
+    [found] = json.loads(capfd.readouterr().out)["devices"]
+    measured = found["measurement"]
+    assert measured["ended_at"] - measured["began_at"] == pytest.approx(2.0, abs=0.5)
+    assert measured["inferences"] >= len(measured["latencies"])
     assert found["power"]["active"]["value"] == pytest.approx(2.0, rel=0.02)
     assert found["power"]["energy"]["evidence"] == "measured"
 
@@ -243,8 +244,10 @@ def test_a_meter_that_says_too_little_leaves_the_rest_and_one_line(
 ) -> None:
     log = tmp_path / "power.csv"
     log.write_text("time_s,power_w\n")
-    with pytest.raises(MeterUnavailable, match="power is unavailable: csv, idle: 0 samples in"):
+    with pytest.raises(SystemExit, match="4"):
         bench(wants_power(bundle), f"csv={log}", as_json=True)
-    found = json.loads(capfd.readouterr().out)
-    assert found["power"]["unavailable"].startswith("csv, idle: 0 samples")
-    assert len(found["latencies"]) >= 10
+    said = capfd.readouterr()
+    assert "power is unavailable: csv, idle: 0 samples in" in " ".join(said.err.split())
+    [found] = json.loads(said.out)["devices"]
+    assert found["power_error"].startswith("csv, idle: 0 samples")
+    assert len(found["measurement"]["latencies"]) >= 10

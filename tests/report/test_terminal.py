@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from edgebuild.bundles.bench import Benched
 from edgebuild.bundles.manifest import Bundle
 from edgebuild.bundles.verify import Verification
 from edgebuild.report import terminal, words
@@ -91,8 +92,8 @@ def test_where_nothing_fell_back_nothing_is_said(built: Bundle, console: Console
 
 def test_a_measurement_is_shown_with_its_bounds(built: Bundle, console: Console) -> None:
     measurement = replace(built.manifest.measurement, latencies=(0.001,) * 50)
-    terminal.show_measurement(console, built, measurement)
-    assert "1 ms (at least 1 ms, n = 50), measured on host" in shown(console)
+    terminal.show_benched(console, built, [Benched("local", "host", measurement)])
+    assert "1 ms (at least 1 ms, n = 50), measured on" in shown(console)
     assert "early-stopping bound" in terminal.latency(measurement, "latency_p50")
 
 

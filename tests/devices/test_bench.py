@@ -1,0 +1,61 @@
+"""A bundle is measured on several devices side by side; a dead one does not stop the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+import small_build
+from conftest import Workshop
+from devices.boards import adb_board, ssh_board
+
+from edgebuild import catalog
+from edgebuild.bundles.bench import Benched, Effort, bench_all
+from edgebuild.bundles.manifest import Bundle
+from edgebuild.vocabulary.contracts import Fit
+
+pytestmark = [pytest.mark.ssh, pytest.mark.adb]
+
+SHORT = Effort(seconds=0.1, count=50)
+
+
+@pytest.fixture(scope="module")
+def bundle(workshop: Workshop) -> Bundle:
+    return small_build.bundle(workshop.folder)
+
+
+@pytest.fixture(scope="module")
+def found(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Benched]]:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        folder = tmp_path_factory.mktemp("lab")
+        pi = stack.enter_context(ssh_board(folder / "pi", patch, tools="busybox"))
+        phone = stack.enter_context(adb_board(folder / "phone", patch, tools="toybox"))
+        urls = {"pi": pi.url, "phone": phone.url, "dead": f"{pi.url}:23", "twin": "twin:2GB"}
+        devices = {name: catalog.device(url) for name, url in urls.items()}
+        yield {one.device: one for one in bench_all(bundle, devices, SHORT)}
+
+
+@pytest.mark.parametrize("device", ["pi", "phone", "twin"])
+def test_each_device_has_measured(found: dict[str, Benched], device: str) -> None:
+    assert found[device].error == ""
+    measurement = found[device].measurement
+    assert measurement is not None
+    assert len(measurement.latencies) >= 50
+
+
+def test_each_measurement_says_where_it_was_made(found: dict[str, Benched]) -> None:
+    assert found["pi"].where.startswith("ssh://root@127.0.0.1, ")
+    assert found["phone"].where.startswith("adb://127.0.0.1:5555, ")
+    assert found["twin"].where.startswith("this machine with the memory of 2GB")
+
+
+def test_the_dead_one_has_an_error_instead(found: dict[str, Benched]) -> None:
+    assert found["dead"].measurement is None
+    assert "refuses the connection" in found["dead"].error
+
+
+def test_only_the_twin_has_a_memory_limit(found: dict[str, Benched]) -> None:
+    trials = {name: one.memory_trial for name, one in found.items()}
+    assert trials.pop("twin").fit in (Fit.FITS, Fit.NOT_ENFORCED)  # type: ignore[union-attr]
+    assert set(trials.values()) == {None}
