@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,10 +81,17 @@ def memory_limit(
             yield group
             return
         finally:
-            # Once its processes are gone; an empty folder left behind does no harm.
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+            _remove(folder)
     yield MemoryTrial(Fit.NOT_ENFORCED, limit, None, reason)
+
+
+def _remove(folder: Path) -> None:
+    """Processes that were killed leave a moment later; a folder left empty does no harm."""
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+            return
+        time.sleep(0.05)
 
 
 def _places(processes: Path) -> Iterator[tuple[Path, _Version]]:
