@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 USAGE = 2
 BREACHED = 3
 INTERRUPTED = 130
+# How long, in seconds, a command that was interrupted may take to clean up.
+PATIENCE = 5.0
 
 app = typer.Typer(
     help="Builds a trained PyTorch model for a named device and proves that it fits.",
@@ -36,12 +40,29 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 Dist = Annotated[Path, typer.Argument(help="A bundle: the folder that `build -o` wrote.")]
 
 
+def _interrupt_until_heard() -> None:
+    """Lets Ctrl-C interrupt again and again: destructors and libraries' callbacks swallow it."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+
+
 def main() -> None:
     """Runs a command; every error that is not ours to fix is one line and an exit code."""
     # None is wanted, and the search for them reads the metadata of every installed package.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    _interrupt_until_heard()
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            # What typer makes of it.
+            raise KeyboardInterrupt
+        sys.exit(code)
     except typer.TyperException as error:
         print(f"error: {error} Try --help.", file=sys.stderr)
         sys.exit(USAGE)

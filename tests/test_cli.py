@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -184,3 +186,39 @@ def test_targets_lists_all_and_shows_one_with_its_sources() -> None:
     one = edgebuild("targets", "car-sa8295p")
     assert "22 ms" in one.stdout
     assert "source" in one.stdout
+
+
+SWALLOWS = """
+import os, signal, time
+from edgebuild import cli
+cli.PATIENCE = 0.2
+cli._interrupt_until_heard()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("swallowed")
+try:
+    time.sleep(20)
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+def test_an_interrupt_that_a_library_swallows_comes_again() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWS], capture_output=True, text=True, timeout=15, check=True
+    )
+    assert done.stdout.split() == ["swallowed", "heard"]
+
+
+def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path) -> None:
+    words = (PROGRAM, "build", DIGITS, "-t", "host", "-o", str(tmp_path / "out"))
+    environment = {**os.environ, "EDGEBUILD_CACHE": str(tmp_path / "cache")}
+    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        # The first bar: by then everything that interrupts is in place.
+        process.stderr.read(10)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert said.endswith("interrupted: run the same command again to go on\n")
