@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from background import heeding_interrupts
 from torch import nn
 from zoo import ZOO, samples
 
@@ -272,6 +273,7 @@ def interrupted(out: Path, cache: Path, send: Callable[[subprocess.Popen[str]], 
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        preexec_fn=heeding_interrupts,
     )
     deadline = time.monotonic() + 120
     while not list(cache.glob("onnx-float/*")) and time.monotonic() < deadline:

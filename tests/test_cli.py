@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from background import heeding_interrupts
 
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "benchmarks" / "digits.py")
@@ -206,7 +207,12 @@ except KeyboardInterrupt:
 
 def test_an_interrupt_that_a_library_swallows_comes_again() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SWALLOWS], capture_output=True, text=True, timeout=15, check=True
+        [sys.executable, "-c", SWALLOWS],
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=True,
+        preexec_fn=heeding_interrupts,
     )
     assert done.stdout.split() == ["swallowed", "heard"]
 
@@ -214,7 +220,13 @@ def test_an_interrupt_that_a_library_swallows_comes_again() -> None:
 def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path) -> None:
     words = (PROGRAM, "build", DIGITS, "-t", "host", "-o", str(tmp_path / "out"))
     environment = {**os.environ, "EDGEBUILD_CACHE": str(tmp_path / "cache")}
-    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        words,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heeding_interrupts,
+    ) as process:
         assert process.stderr is not None
         # The first bar: by then everything that interrupts is in place.
         process.stderr.read(10)

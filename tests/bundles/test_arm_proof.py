@@ -19,7 +19,7 @@ from conftest import ARM64_PARTS, Workshop
 
 from edgebuild import build, catalog, runner
 from edgebuild.bundles.arm_proof import CPUS, add_arm_proofs, prove_on_arm
-from edgebuild.bundles.bench import bench
+from edgebuild.bundles.bench import Effort, bench
 from edgebuild.bundles.manifest import ArmRecord, Bundle, load_bundle
 from edgebuild.bundles.verify import verify
 from edgebuild.devices.local import Local
@@ -196,7 +196,7 @@ def edgebuild(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_its_time_is_never_measured(built: Bundle) -> None:
     with pytest.raises(InputError, match="emulated cortex-a76 takes means nothing"):
-        bench(built, catalog.device("emulated://cortex-a76"), 1.0, 1, None)
+        bench(built, "arm", catalog.device("emulated://cortex-a76"), Effort(1.0, 1))
 
 
 # ---- devices that are not what they should be

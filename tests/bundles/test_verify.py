@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgebuild import catalog
-from edgebuild.bundles.bench import bench
+from edgebuild.bundles.bench import Effort, bench
 from edgebuild.bundles.manifest import FILE, Bundle, dump_manifest, load_bundle
 from edgebuild.bundles.pack import file_digest
 from edgebuild.bundles.verify import verify
@@ -165,14 +165,15 @@ def test_a_device_that_cannot_run_it_is_no_damage(
     with pytest.raises(DeviceError, match=f"the check failed on a board: {reason}"):
         verify(built, answering(answer))
     with pytest.raises(DeviceError, match=f"bench failed on a board: {reason}"):
-        bench(built, answering(answer), 1.0, 1, None)
+        bench(built, "board", answering(answer), Effort(seconds=1.0, count=1))
 
 
 # ---- measured again
 
 
 def test_a_bundle_is_measured_by_its_own_loader(bundle: Bundle, device: Device) -> None:
-    found = bench(bundle, device, seconds=0.0, count=20, threads=1)
+    found = bench(bundle, "local", device, Effort(seconds=0.0, count=20, threads=1)).measurement
+    assert found is not None
     assert len(found.latencies) == 20
     assert found.threads == 1
     assert found.peak_memory > 0
