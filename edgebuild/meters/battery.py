@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from edgebuild.meters._folder import Folder
-from edgebuild.vocabulary.contracts import Device
+from edgebuild.meters._source import FolderSource
 from edgebuild.vocabulary.errors import MeterUnavailable
 from edgebuild.vocabulary.measurement import Evidence
 from edgebuild.vocabulary.power import PowerSample, Sensor
-from edgebuild.vocabulary.units import Seconds, Watts
+from edgebuild.vocabulary.units import Seconds
 
-ROOT = "/sys/class/power_supply"
 # The kernel asks for microamperes and a minus sign where the battery is discharged; vendors give
 # milliamperes, too, and either sign. No phone that runs draws less than 10 mA or more than 10 A.
 MICROAMPERES_FROM = 10_000
@@ -31,20 +29,13 @@ class Habit:
     sign: str
 
 
-class Battery:
+@dataclass
+class Battery(FolderSource):
     """The battery of a phone or tablet that is not plugged in."""
 
-    def __init__(
-        self,
-        source: str = "",
-        device: Device | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._source = source
-        self._folder = Folder(source or ROOT, device)
-        self._clock = clock
-        self._supply = ""
-        self._habit = Habit("", "")
+    root: ClassVar[str] = "/sys/class/power_supply"
+    _supply: str = field(default="", init=False)
+    _habit: Habit = field(default=Habit("", ""), init=False)
 
     def sensor(self) -> Sensor:
         """The battery, with the unit and sign that its current is taken to have.
@@ -53,7 +44,7 @@ class Battery:
             MeterUnavailable: there is no battery, it is being charged, or nobody may read it.
         """
         found = self._read()
-        self._supply = _battery(found, self._folder.path)
+        self._supply = _battery(found, self.folder.path)
         self._habit = _habit(_discharging(found, self._supply))
         unit, sign = self._habit.unit, self._habit.sign
         return Sensor(
@@ -63,7 +54,7 @@ class Battery:
             evidence=Evidence.MEASURED,
             is_whole=True,
             note=f"current_now taken as {unit}, {sign} while discharging; the gauge may average",
-            source=self._source,
+            source=self.source,
         )
 
     def read(self) -> Sequence[PowerSample]:
@@ -74,9 +65,10 @@ class Battery:
         """
         if not self._supply:
             self.sensor()
-        before = self._clock()
+        return self.sample(self._watts)
+
+    def _watts(self) -> float:
         found = self._read()
-        now = (before + self._clock()) / 2
         current = _discharging(found, self._supply)
         if current and _habit(current) != self._habit:
             raise MeterUnavailable(
@@ -84,12 +76,12 @@ class Battery:
                 f"{self._habit.sign} while discharging: is it being charged in between?"
             )
         amperes = abs(current) / (1e6 if self._habit.unit == "µA" else 1e3)
-        return [PowerSample(now, Watts(amperes * _volts(found, self._supply)))]
+        return amperes * _volts(found, self._supply)
 
     def _read(self) -> dict[str, str]:
         """Of all supplies, because a plugged charger falsifies what the battery says."""
         files = ("type", "status", "online", "current_now", "voltage_now")
-        return self._folder.read(*(f"*/{file}" for file in files))
+        return self.folder.read(*(f"*/{file}" for file in files))
 
 
 def _battery(found: Mapping[str, str], where: str) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from edgebuild.meters._folder import Folder
-from edgebuild.vocabulary.contracts import Device
+from edgebuild.meters._source import FolderSource
 from edgebuild.vocabulary.errors import MeterUnavailable
 from edgebuild.vocabulary.measurement import Evidence
 from edgebuild.vocabulary.power import PowerSample, Sensor
-from edgebuild.vocabulary.units import Seconds, Watts
+from edgebuild.vocabulary.units import Seconds
 
-ROOT = "/sys/class/hwmon"
 # Which rails add up to the module. Orin Nano, Orin NX and Xavier NX measure its input; AGX Orin
 # has three inputs, and its memory's rail (VDDQ_VDD2_1V8AO) hangs behind the third.
 MODULES = (
@@ -23,20 +22,13 @@ MODULES = (
 UNCONNECTED = {"NC", ""}
 
 
-class Ina3221:
+@dataclass
+class Ina3221(FolderSource):
     """The rails that make up the module; all labeled ones where it is not known which do."""
 
-    def __init__(
-        self,
-        source: str = "",
-        device: Device | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._source = source
-        self._folder = Folder(source or ROOT, device)
-        self._clock = clock
-        # From a rail's name to its files for volts and amperes.
-        self._files: dict[str, tuple[str, str]] = {}
+    root: ClassVar[str] = "/sys/class/hwmon"
+    # From a rail's name to its files for volts and amperes.
+    _files: dict[str, tuple[str, str]] = field(default_factory=dict, init=False)
 
     def sensor(self) -> Sensor:
         """The rails that it reads.
@@ -55,7 +47,7 @@ class Ina3221:
             evidence=Evidence.MEASURED,
             is_whole=module is not None,
             note="" if module else "rails of an unknown board: some may be missing, or overlap",
-            source=self._source,
+            source=self.source,
         )
 
     def read(self) -> Sequence[PowerSample]:
@@ -66,29 +58,30 @@ class Ina3221:
         """
         if not self._files:
             self.sensor()
-        before = self._clock()
-        found = self._folder.read(*(file for pair in self._files.values() for file in pair))
-        watts = sum(self._watts(rail, found) for rail in self._files)
-        return [PowerSample((before + self._clock()) / 2, Watts(watts))]
+        return self.sample(self._watts)
+
+    def _watts(self) -> float:
+        found = self.folder.read(*(file for pair in self._files.values() for file in pair))
+        return sum(self._watts_of(rail, found) for rail in self._files)
 
     def _rails(self) -> dict[str, tuple[str, str]]:
-        names = self._folder.read("hwmon*/name")
+        names = self.folder.read("hwmon*/name")
         chips = [path.removesuffix("/name") for path, name in names.items() if name == "ina3221"]
         if not chips:
-            raise MeterUnavailable(f"ina3221: no chip of that name in {self._folder.path}")
+            raise MeterUnavailable(f"ina3221: no chip of that name in {self.folder.path}")
         rails = {}
         for chip in chips:
             # Channels 4 to 7 are shunt voltages and sums of the first three.
-            for path, label in self._folder.read(f"{chip}/in[123]_label").items():
+            for path, label in self.folder.read(f"{chip}/in[123]_label").items():
                 channel = path.removesuffix("_label")
                 amperes = channel.replace("/in", "/curr")
                 if label not in UNCONNECTED:
                     rails[label] = (f"{channel}_input", f"{amperes}_input")
         if not rails:
-            raise MeterUnavailable(f"ina3221: no rail is labeled in {self._folder.path}")
+            raise MeterUnavailable(f"ina3221: no rail is labeled in {self.folder.path}")
         return rails
 
-    def _watts(self, rail: str, found: dict[str, str]) -> float:
+    def _watts_of(self, rail: str, found: dict[str, str]) -> float:
         # hwmon counts in millivolts and milliamperes.
         try:
             millivolts, milliamperes = (float(found[file]) for file in self._files[rail])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from edgebuild.vocabulary.contracts import Completed, Device
+from edgebuild.meters._source import Source
+from edgebuild.vocabulary.contracts import Completed
 from edgebuild.vocabulary.errors import DeviceError, MeterUnavailable
 from edgebuild.vocabulary.measurement import Evidence
 from edgebuild.vocabulary.power import PowerSample, Sensor
-from edgebuild.vocabulary.units import Seconds, Watts
+from edgebuild.vocabulary.units import Seconds
 
 COMMAND = ("vcgencmd", "pmic_read_adc")
 DEADLINE = Seconds(30.0)
@@ -24,18 +24,8 @@ SLOPE, OFFSET = 1.1451, 0.5879
 _READING = re.compile(r"\s*(\w+?)_[AV](?:\s+\w+\(\d+\))?=(-?\d+(?:\.\d*)?)([AV])\s*")
 
 
-class Pmic:
+class Pmic(Source):
     """`vcgencmd pmic_read_adc`, here, on a device, or as a file that holds what it printed."""
-
-    def __init__(
-        self,
-        source: str = "",
-        device: Device | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._source = source
-        self._device = device
-        self._clock = clock
 
     def sensor(self) -> Sensor:
         """What the fit stands for.
@@ -51,7 +41,7 @@ class Pmic:
             evidence=Evidence.CALIBRATED_MODEL,
             is_whole=True,
             note=f"a third party's fit to one board, {SLOPE} × sum of rails + {OFFSET} W",
-            source=self._source,
+            source=self.source,
         )
 
     def read(self) -> Sequence[PowerSample]:
@@ -60,17 +50,15 @@ class Pmic:
         Raises:
             MeterUnavailable: the command fails, or a rail lacks its volts or amperes.
         """
-        before = self._clock()
-        watts = SLOPE * sum_of_rails(self._text()) + OFFSET
-        return [PowerSample((before + self._clock()) / 2, Watts(watts))]
+        return self.sample(lambda: SLOPE * sum_of_rails(self._text()) + OFFSET)
 
     def _text(self) -> str:
         try:
-            if self._source:
-                return Path(self._source).read_text()
-            done = self._device.run(COMMAND, DEADLINE) if self._device else _run_here()
+            if self.source:
+                return Path(self.source).read_text()
+            done = self.device.run(COMMAND, DEADLINE) if self.device else _run_here()
         except (OSError, UnicodeDecodeError, subprocess.TimeoutExpired, DeviceError) as error:
-            raise MeterUnavailable(f"pmic: {self._source or ' '.join(COMMAND)}: {error}") from None
+            raise MeterUnavailable(f"pmic: {self.source or ' '.join(COMMAND)}: {error}") from None
         if done.returncode != 0:
             raise MeterUnavailable(f"pmic: {' '.join(COMMAND)}: {done.reason}")
         return done.stdout

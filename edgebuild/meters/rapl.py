@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from edgebuild.meters._folder import Folder
-from edgebuild.vocabulary.contracts import Device
+from edgebuild.meters._source import FolderSource
 from edgebuild.vocabulary.errors import MeterUnavailable
 from edgebuild.vocabulary.measurement import Evidence
 from edgebuild.vocabulary.power import PowerSample, Sensor
 from edgebuild.vocabulary.units import Joules, Seconds, Watts
 
-ROOT = "/sys/class/powercap"
 
-
-class Rapl:
+@dataclass
+class Rapl(FolderSource):
     """The packages and their memory; AMD's counters have the same names."""
 
-    def __init__(
-        self,
-        source: str = "",
-        device: Device | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._source = source
-        self._folder = Folder(source or ROOT, device)
-        self._clock = clock
-        # From a zone's folder to where its counter starts again, in microjoules.
-        self._ranges: dict[str, int] = {}
-        self._before: tuple[float, Mapping[str, int]] | None = None
+    root: ClassVar[str] = "/sys/class/powercap"
+    # From a zone's folder to where its counter starts again, in microjoules.
+    _ranges: dict[str, int] = field(default_factory=dict, init=False)
+    _before: tuple[float, Mapping[str, int]] | None = field(default=None, init=False)
 
     def sensor(self) -> Sensor:
         """The zones that it adds up.
@@ -47,7 +38,7 @@ class Rapl:
             evidence=Evidence.MEASURED,
             is_whole=False,
             note="the processor alone: the rest of the board is not in it",
-            source=self._source,
+            source=self.source,
         )
 
     def read(self) -> Sequence[PowerSample]:
@@ -58,7 +49,7 @@ class Rapl:
         """
         if not self._ranges:
             self.sensor()
-        now, counters = self._clock(), self._numbers("energy_uj", self._ranges)
+        now, counters = self.clock(), self._numbers("energy_uj", self._ranges)
         before, self._before = self._before, (now, counters)
         if before is None or now <= before[0]:
             return []
@@ -70,22 +61,22 @@ class Rapl:
 
         `intel-rapl-mmio:0` is the same package once more, by another door.
         """
-        found = self._folder.read("intel-rapl:*/name")
+        found = self.folder.read("intel-rapl:*/name")
         zones = {path.removesuffix("/name"): name for path, name in sorted(found.items())}
         counted = {zone: name for zone, name in zones.items() if name.startswith(("pack", "dram"))}
         if not any(name.startswith("package") for name in counted.values()):
             raise MeterUnavailable(
-                f"rapl: {self._folder.path} holds no package: no RAPL, or hidden by a hypervisor"
+                f"rapl: {self.folder.path} holds no package: no RAPL, or hidden by a hypervisor"
             )
         return counted
 
     def _numbers(self, file: str, zones: Mapping[str, object]) -> dict[str, int]:
-        found = self._folder.read(*(f"{zone}/{file}" for zone in zones))
+        found = self.folder.read(*(f"{zone}/{file}" for zone in zones))
         try:
             return {zone: int(found[f"{zone}/{file}"]) for zone in zones}
         except (KeyError, ValueError):
             raise MeterUnavailable(
-                f"rapl: {self._folder.path}/*/{file} cannot be read: since Linux 5.10 only root may"
+                f"rapl: {self.folder.path}/*/{file} cannot be read: since Linux 5.10 only root may"
             ) from None
 
 
