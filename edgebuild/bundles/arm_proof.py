@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edgebuild import catalog, runner
+from edgebuild.bundles._loader import run_loader
 from edgebuild.bundles.manifest import FILE, ArmRecord, Bundle, dump_manifest
 from edgebuild.vocabulary.contracts import Device, Progress
 from edgebuild.vocabulary.errors import DeviceError, InvalidBundle
@@ -95,14 +96,10 @@ def _ask(device: Device) -> tuple[str, tuple[str, ...]]:
 
 def _outputs(bundle: Bundle, device: Device) -> tuple[Sequence[np.ndarray], str, str]:
     """What the artifact says to the golden inputs there, the runtime, and what that complained."""
-    # Our own loader, not the bundle's: what somebody else packed is data here, not code.
-    loader = device.push(Path(runner.__file__))
-    folder = device.push(bundle.path.absolute())
+    golden = device.push(bundle.path.absolute() / bundle.manifest.artifact.golden.folder)
     with tempfile.TemporaryDirectory(prefix="edgebuild-") as scratch:
         out = f"{device.push(Path(scratch))}/outputs"
-        golden = f"{folder}/{bundle.manifest.artifact.golden.folder}"
-        command = ["python", loader, "--manifest", f"{folder}/{FILE}", "outputs", golden, out]
-        done = device.run(command, DEADLINE)
+        done = run_loader(bundle, device, "outputs", golden, out, deadline=DEADLINE)
         if done.returncode != 0:
             raise DeviceError(f"{bundle.path}: it does not run on {device.name}: {done.reason}")
         here = Path(scratch) / "pulled"

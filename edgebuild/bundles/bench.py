@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from edgebuild import catalog, runner
-from edgebuild.bundles.manifest import FILE, Bundle
+from edgebuild import catalog
+from edgebuild.bundles._loader import run_loader
+from edgebuild.bundles.manifest import Bundle
 from edgebuild.bundles.metered import metered
 from edgebuild.vocabulary.contracts import Device, Fit, MemoryTrial, Meter
 from edgebuild.vocabulary.errors import DeviceError, EdgebuildError, InputError
@@ -112,14 +112,11 @@ def _meter(text: str, device: Device) -> Meter:
 
 
 def _run(bundle: Bundle, name: str, device: Device, effort: Effort) -> Benched:
-    # Our own loader, not the bundle's: what somebody else packed is data here, not code.
-    loader = device.push(Path(runner.__file__))
-    manifest = f"{device.push(bundle.path.absolute())}/{FILE}"
     options = ["--seconds", str(effort.seconds), "--count", str(effort.count)]
     options += ["--fill"] if effort.meter else []
     chosen = ["--threads", str(effort.threads)] if effort.threads else []
-    command = ["python", loader, "--manifest", manifest, *chosen, "bench", "--raw", *options]
-    done = device.run(command, Seconds(effort.seconds + MARGIN))
+    words = [*chosen, "bench", "--raw", *options]
+    done = run_loader(bundle, device, *words, deadline=Seconds(effort.seconds + MARGIN))
     if done.memory and done.memory.fit is Fit.OOM_KILLED:
         limit = format_size(done.memory.limit)
         error = f"the kernel killed it at the limit of {limit} ({done.memory.evidence})"
@@ -135,5 +132,5 @@ def _run(bundle: Bundle, name: str, device: Device, effort: Effort) -> Benched:
 
 def refuse_emulated(device: Device) -> None:
     """Time on it would look like a device's."""
-    if not getattr(device, "keeps_time", True):
+    if not device.keeps_time:
         raise InputError(f"what {device.name} takes means nothing: bench on the device itself")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
-from edgebuild import runner
+from edgebuild.bundles._loader import run_loader
 from edgebuild.bundles.manifest import FILE, Bundle
 from edgebuild.bundles.pack import file_digest
 from edgebuild.vocabulary.contracts import Device
@@ -34,10 +33,7 @@ def verify(bundle: Bundle, device: Device) -> Verification:
         DeviceError: the runtime is missing or cannot load the model.
     """
     _refuse_changed_files(bundle)
-    # Our own loader, not the bundle's: what somebody else packed is data here, not code.
-    loader = device.push(Path(runner.__file__))
-    manifest = f"{device.push(bundle.path.absolute())}/{FILE}"
-    done = device.run(["python", loader, "--manifest", manifest, "check"], DEADLINE)
+    done = run_loader(bundle, device, "check", deadline=DEADLINE)
     # Python itself ends with 1 where run.py fails in a way that it did not foresee.
     if done.returncode not in (0, 1) or not done.stdout.strip():
         raise DeviceError(f"{bundle.path}: the check failed on {device.name}: {done.reason}")

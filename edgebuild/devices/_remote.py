@@ -35,6 +35,7 @@ class Remote:
     """What ssh and adb have in common, which is all but how to reach a shell."""
 
     is_here = False
+    keeps_time = True
 
     def __init__(self, link: Link, progress: Progress) -> None:
         self.name = link.name

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Self
 
 from edgebuild.arm64 import Lines, Parts, parts
 from edgebuild.devices.local import Local
@@ -75,7 +75,7 @@ class Emulated(Local):
     """
 
     # Measuring on it would yield figures that look like a device's.
-    keeps_time: ClassVar[bool] = False
+    keeps_time = False
 
     def __init__(self, cpu: str = "", progress: Progress | None = None) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ class Local:
 
     name = "host"
     is_here = True
+    keeps_time = True
 
     def __init__(self, address: str = "", progress: Progress | None = None) -> None:
         # The same machine whatever the address; and nothing here takes long enough to watch.

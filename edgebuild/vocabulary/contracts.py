@@ -121,11 +121,13 @@ class Device(AbstractContextManager["Device"], Protocol):
 
     Made from what follows the scheme in its URL, and the progress that copies are shown on. `name`
     tells it from every other device: it stands beside each figure that was measured there.
-    `is_here` where it computes on this machine, whose other work it would disturb.
+    `is_here` where it computes on this machine, whose other work it would disturb; `keeps_time`
+    where its latencies are a device's, which those of an emulated processor are not.
     """
 
     name: str
     is_here: bool
+    keeps_time: bool
 
     def push(self, path: Path) -> str:
         """Makes a local file or folder available there; returns its path there."""

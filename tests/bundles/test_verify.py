@@ -27,6 +27,7 @@ class FakeDevice:
 
     answer: Completed
     name: str = "a board"
+    keeps_time: bool = True
     commands: tuple[Sequence[str], ...] = ()
 
     def push(self, path: Path) -> str:
