@@ -48,8 +48,12 @@ TITLES: Mapping[str, str] = {
 
 
 def value(name: str, figure: Figure) -> str:
-    """ "4.3 ms", or "~4.3 ms (1.7 ms to 13 ms)" for an estimate, "~1 %" if its error is unknown."""
-    error = interval(name, figure) if figure.evidence.is_estimate else ""
+    """ "4.3 ms", or "~4.3 ms (1.7 ms to 13 ms)" for an estimate, "~1 %" if its error is unknown.
+
+    What other samples might lose is told of a measured accuracy drop, too.
+    """
+    is_told = figure.evidence.is_estimate or name == "accuracy_drop"
+    error = interval(name, figure) if is_told else ""
     return f"{brief(name, figure)} ({error})" if error else brief(name, figure)
 
 
@@ -66,6 +70,8 @@ def interval(name: str, figure: Figure) -> str:
         return f"at least {form(figure.low)}"
     if figure.low is None or figure.high is None:
         return ""
+    if name == "accuracy_drop":
+        return f"at most {form(figure.high)}"
     return f"{form(figure.low)} to {form(figure.high)}"
 
 

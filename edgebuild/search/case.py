@@ -69,16 +69,23 @@ class Case:
         outputs = module(*map(torch.tensor, row))
         return [tensor.numpy() for tensor in torch.utils._pytree.tree_leaves(outputs)]
 
-    def score(self, outputs: list[np.ndarray], samples: StoredSamples) -> float:
+    def score(
+        self, outputs: list[np.ndarray], samples: StoredSamples, rows: np.ndarray | None = None
+    ) -> float:
         """The workload's score of a split's outputs, or their agreement with the network.
+
+        `rows` are the numbers of the samples that count; all of them unless given.
 
         Raises:
             InvalidWorkload: the score function fails, or gives no number.
         """
         if self.workload.score is None:
-            return agreement(outputs, self.reference(samples))
+            return agreement(*(_at(rows, each) for each in (outputs, self.reference(samples))))
+        labels = samples.labels()
+        if rows is not None and labels is not None:
+            labels = labels[rows]
         try:
-            value = self.workload.score(self.program.restore(outputs), samples.labels())
+            value = self.workload.score(self.program.restore(_at(rows, outputs)), labels)
             score = float(value)
         except Exception as error:
             raise InvalidWorkload(
@@ -99,6 +106,10 @@ class Case:
     def float_score(self) -> float:
         """The network's own score on the validation split."""
         return self.score(self.reference(self.validation), self.validation)
+
+
+def _at(rows: np.ndarray | None, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    return arrays if rows is None else [array[rows] for array in arrays]
 
 
 def _words(code: CodeType) -> list[object]:

@@ -38,6 +38,8 @@ def _status(line: str, limit: float, figure: Figure) -> tuple[Status, str]:
         return Status.BREACHED, ""
     if not figure.is_bounded:
         return Status.UNKNOWN, figure.note
+    if line == "accuracy_drop" and high > limit:
+        return Status.UNKNOWN, "on other samples more may be lost: give more of them to tell"
     if figure.evidence is Evidence.MEASURED:
         if high <= limit:
             return Status.MET, ""
@@ -55,17 +57,22 @@ def _status(line: str, limit: float, figure: Figure) -> tuple[Status, str]:
 def choose(trials: Sequence[Trial], prefer: Preference = Preference.SCORE) -> Trial | None:
     """The preferred one of those that breach no line; if all do, the nearest; None if all failed.
 
-    A score above the network's own counts as equal to it. Equal
-    scores go to the lower latency on the target, then to the smaller file,
-    then to the smaller memory, then to the higher score.
+    What leaves fewer lines unknown comes before what is preferred. A score above the network's own
+    counts as equal to it. Equal scores go to the lower latency on the target, then to the smaller
+    file, then to the smaller memory, then to the higher score.
     """
     candidates = [trial for trial in trials if not trial.failure]
     kept = [trial for trial in candidates if trial.verdict.status is not Status.BREACHED]
+    surest = [trial for trial in kept if _doubts(trial) == min(map(_doubts, kept))]
     if kept and prefer is Preference.LATENCY:
-        return cheapest(kept)
+        return cheapest(surest)
     if kept and prefer is Preference.KNEE:
-        return knee(kept)
-    return min(candidates, key=_rank, default=None)
+        return knee(surest)
+    return min(surest or candidates, key=_rank, default=None)
+
+
+def _doubts(trial: Trial) -> int:
+    return sum(line.status is Status.UNKNOWN for line in trial.verdict.lines)
 
 
 def _rank(trial: Trial) -> tuple[float, ...]:

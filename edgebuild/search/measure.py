@@ -18,6 +18,7 @@ from edgebuild.cache import digest, this_machine
 from edgebuild.methods.sparsify import compressed_size
 from edgebuild.samples import StoredSamples
 from edgebuild.search.case import Case, stored_outputs
+from edgebuild.search.accuracy import Accuracy, accuracy_of
 from edgebuild.search.estimate import predict_latency
 from edgebuild.search.judge import judge
 from edgebuild.search.make import Made, runtime_facts
@@ -87,13 +88,13 @@ def _trial(case: Case, made: Made, device: Device) -> Trial:
         outputs = outputs_of(case, made.artifact, case.validation, device)
         found = parity_of(case, made, outputs, case.validation)
         loss = divergence(outputs, case.reference(case.validation))
-        score = case.score(outputs, case.validation)
+        accuracy = accuracy_of(case, outputs, case.validation)
         measurement = measurement_of(case, made.artifact, device, SEARCHING)
     except (ParityLost, DeviceError) as problem:
         return Trial(
             made.recipe, census=made.census, failure=f"{type(problem).__name__}: {problem}"
         )
-    figures = figures_of(case, made, measurement, score, case.float_score, device)
+    figures = figures_of(case, made, measurement, accuracy, device)
     figures["divergence"] = Figure(loss, Evidence.MEASURED, figures["score"].where)
     verdict = judge(figures, case.budget, case.target)
     return Trial(made.recipe, figures, verdict, found, made.census)
@@ -127,8 +128,7 @@ def figures_of(
     case: Case,
     made: Made,
     measurement: Measurement,
-    score: float,
-    float_score: float,
+    accuracy: Accuracy,
     device: Device,
 ) -> dict[str, Figure]:
     """Every figure of one artifact, with its evidence, under the budget lines' names."""
@@ -149,7 +149,7 @@ def figures_of(
     host_p99 = Figure(p99.value, Evidence.MEASURED, here, low, high, note, is_bounded)
     memory = float(measurement.peak_memory)
     figures = {
-        "score": Figure(score, Evidence.MEASURED, here),
+        "score": Figure(accuracy.score, Evidence.MEASURED, here),
         "latency_p50": Figure(p50.value, Evidence.MEASURED, here, p50.low, p50.high, caveat),
         "latency_p99": host_p99 if is_target else predicted,
         "host_latency_p99": host_p99,
@@ -169,9 +169,11 @@ def figures_of(
         # A file has the same size everywhere.
         "storage": Figure(made.artifact.size, Evidence.MEASURED, "the file"),
         "accuracy_drop": Figure(
-            (float_score - score) / max(abs(float_score), 1.0),
+            accuracy.lost,
             Evidence.MEASURED if is_target else Evidence.PREDICTED,
             here if is_target else case.target.name,
+            # What was lost on these samples was lost; others might lose more.
+            *(accuracy.lost, accuracy.most_lost),
             note="" if is_target else "measured on host in the same runtime",
         ),
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgebuild.search.case import Case
+from edgebuild.search.accuracy import accuracy_of
 from edgebuild.search.judge import judge
 from edgebuild.search.make import Made
 from edgebuild.search.measure import (
@@ -57,11 +58,11 @@ def prove(case: Case, made: Made, device: Device, progress: Progress) -> Proof:
         step.advance()
         outputs = outputs_of(case, made.artifact, case.test, device)
         found = parity_of(case, made, outputs, case.test)
-        score = case.score(outputs, case.test)
+        accuracy = accuracy_of(case, outputs, case.test)
         step.advance()
         measurement = measurement_of(case, made.artifact, device, PROVING)
         step.advance()
-    figures = figures_of(case, made, measurement, score, float_score, device)
+    figures = figures_of(case, made, measurement, accuracy, device)
     validated = outputs_of(case, made.artifact, case.validation, device)
     precisions = set(made.recipe.precisions.values())
     limits = [GOLDEN_LIMITS.get(precision, GOLDEN_LIMIT_INTEGER) for precision in precisions]

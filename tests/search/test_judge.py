@@ -12,7 +12,7 @@ from edgebuild.inputs.target_file import load_target
 from edgebuild.search.judge import choose, judge
 from edgebuild.vocabulary.measurement import Evidence, Figure
 from edgebuild.vocabulary.recipe import Recipe
-from edgebuild.vocabulary.target import Budget
+from edgebuild.vocabulary.target import Budget, Preference
 from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.verdict import BudgetLine, Status
 
@@ -199,6 +199,22 @@ def test_what_failed_is_never_chosen() -> None:
     assert chosen(failed("broken"), tried("poor", 0.1, overrun=9.0)) == "poor"
     assert chosen(failed("broken"), failed("too")) is None
     assert chosen() is None
+
+
+@pytest.mark.parametrize("prefer", Preference)
+def test_what_is_sure_to_keep_the_budget_goes_before_what_may_not(prefer: Preference) -> None:
+    budget = Budget.parse(accuracy_drop="1 %")
+
+    def losing(name: str, most: float, latency: float) -> Trial:
+        drop = Figure(0.005, Evidence.MEASURED, "here", 0.005, most)
+        trial = tried(name, 0.995, latency=latency)
+        figures = {**trial.figures, "accuracy_drop": drop}
+        return replace(trial, figures=figures, verdict=judge(figures, budget, TARGET))
+
+    sure, unsure = losing("sure", 0.008, latency=2.0), losing("unsure", 0.03, latency=1.0)
+    assert unsure.verdict.status is Status.UNKNOWN
+    assert choose([unsure, sure], prefer) == sure
+    assert choose([unsure], prefer) == unsure
 
 
 @given(

@@ -16,6 +16,7 @@ from edgebuild import catalog
 from edgebuild.inputs.target_file import load_target
 from edgebuild.search import measure as measure_module
 from edgebuild.search import prove as prove_module
+from edgebuild.search.accuracy import Accuracy
 from edgebuild.search.case import Case
 from edgebuild.search.make import Made, make
 from edgebuild.search.measure import Effort, figures_of, measure, measurement_of
@@ -156,7 +157,7 @@ def test_elsewhere_only_the_score_and_the_file_are_known_for_the_target(
 def test_on_the_target_itself_all_is_measured(case: Case, made: Made, device: Device) -> None:
     here = replace(case, target=load_target("host"))
     measurement = measurement_of(here, made.artifact, device, SHORT)
-    figures = figures_of(here, made, measurement, 1.0, 1.0, device)
+    figures = figures_of(here, made, measurement, Accuracy(1.0, 0.0), device)
     assert {figure.evidence for figure in figures.values()} == {Evidence.MEASURED}
     assert figures["latency_p99"] == figures["host_latency_p99"]
 
@@ -167,7 +168,7 @@ def test_power_is_modelled_only_from_facts_and_at_a_rate(
     measurement = measurement_of(case, made.artifact, device, SHORT)
 
     def found(changed: Case) -> bool:
-        return "power" in figures_of(changed, made, measurement, 1.0, 1.0, device)
+        return "power" in figures_of(changed, made, measurement, Accuracy(1.0, 0.0), device)
 
     assert found(case)
     assert not found(replace(case, budget=replace(case.budget, rate=None)))
@@ -180,7 +181,7 @@ def test_power_never_exceeds_that_of_a_device_that_is_always_busy(
 ) -> None:
     busy = replace(case, budget=replace(case.budget, rate=1e12))
     measurement = measurement_of(busy, made.artifact, device, SHORT)
-    power = figures_of(busy, made, measurement, 1.0, 1.0, device)["power"]
+    power = figures_of(busy, made, measurement, Accuracy(1.0, 0.0), device)["power"]
     facts = case.target.power
     assert facts.active is not None
     assert facts.idle is not None

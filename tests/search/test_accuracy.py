@@ -1,0 +1,97 @@
+"""What is lost on other samples is bounded from how much blocks of these differ."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgebuild import Workload
+from edgebuild.cache import Cache
+from edgebuild.inputs.target_file import load_target
+from edgebuild.search.accuracy import accuracy_of
+from edgebuild.search.case import Case, open_case
+from edgebuild.vocabulary.silence import Silence
+from edgebuild.vocabulary.target import Budget
+
+COUNT = 400
+
+
+def share_right(outputs: Any, labels: Any) -> float:
+    return float(np.mean(outputs.argmax(1) == labels))
+
+
+def of_a_whole_split(outputs: Any, labels: Any) -> float:
+    if len(outputs) < COUNT:
+        raise ValueError("score the whole split")
+    return share_right(outputs, labels)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A network that answers with its inputs, and is always right."""
+    network = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(torch.eye(2))
+    samples = [(torch.eye(2)[number % 2][None], np.array(number % 2)) for number in range(COUNT)]
+    workload = Workload(
+        name="echo",
+        network=network.eval(),
+        example=(torch.zeros(1, 2),),
+        calibration=samples[:8],
+        validation=samples,
+        test=samples[:16],
+        score=share_right,
+    )
+    cache = Cache(Path(tmp_path_factory.mktemp("cache")))
+    return open_case(workload, load_target("host"), Budget(), cache, Silence())
+
+
+def outputs(wrong: np.ndarray) -> list[np.ndarray]:
+    """The network's answers, the wrong ones turned around."""
+    right = np.eye(2, dtype=np.float32)[np.arange(COUNT) % 2]
+    return [np.where(wrong[:, None], right[:, ::-1], right)]
+
+
+def test_an_artifact_that_answers_alike_loses_nothing(case: Case) -> None:
+    found = accuracy_of(case, outputs(np.zeros(COUNT, bool)), case.validation)
+    assert (found.score, found.lost, found.most_lost) == (1.0, 0.0, 0.0)
+
+
+def test_the_bound_holds_for_the_true_loss_about_as_often_as_it_says(case: Case) -> None:
+    rate, draws = 0.1, np.random.default_rng(0)
+    found = [
+        accuracy_of(case, outputs(draws.random(COUNT) < rate), case.validation) for _ in range(200)
+    ]
+    held = np.mean([rate <= one.most_lost for one in found if one.most_lost is not None])
+    assert 0.90 <= held <= 0.99
+    assert np.mean([one.lost for one in found]) == pytest.approx(rate, abs=0.01)
+
+
+def test_errors_that_stand_together_tell_less(case: Case) -> None:
+    spread, together = np.zeros(COUNT, bool), np.zeros(COUNT, bool)
+    spread[::20], together[:20] = True, True
+    far, near = (accuracy_of(case, outputs(wrong), case.validation) for wrong in (together, spread))
+    assert far.lost == near.lost == pytest.approx(0.05)
+    assert far.most_lost is not None
+    assert near.most_lost is not None
+    assert far.most_lost > 0.1 > near.most_lost
+
+
+def test_a_score_of_the_whole_split_alone_bounds_nothing(case: Case) -> None:
+    other = replace(case, workload=replace(case.workload, score=of_a_whole_split))
+    found = accuracy_of(other, outputs(np.arange(COUNT) < 4), other.validation)
+    assert found.lost == pytest.approx(0.01)
+    assert found.most_lost is None
+
+
+def test_without_a_score_it_is_the_agreement_that_is_lost(case: Case) -> None:
+    other = replace(case, workload=replace(case.workload, score=None))
+    found = accuracy_of(other, outputs(np.arange(COUNT) % 10 == 0), other.validation)
+    assert found.lost == pytest.approx(0.1)
+    assert found.most_lost == pytest.approx(0.1)
