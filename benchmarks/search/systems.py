@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pieces import Row
 from runtime_defaults import quantized_by_default
 
+from edgebuild.cache import Cache
 from edgebuild.search.case import Case
 from edgebuild.search.frontier import frontier, halvings
 from edgebuild.search.judge import choose
@@ -54,14 +58,42 @@ TURNS, TURN = 5, Effort(seconds=0.3, count=64)
 
 
 def is_seeded(system: str) -> bool:
-    """Whether chance plays a part: where networks are trained, and where it chooses."""
-    return system in ("distill", "prune+distill", "joint", "random")
+    """Whether it is run with every seed: chance plays a part where it trains, or chooses.
+
+    The pair is no goal, only for orientation, and runs once.
+    """
+    return system in ("distill", "joint", "random")
+
+
+@contextmanager
+def apart(cache: Cache) -> Iterator[Cache]:
+    """A copy of the cache that is forgotten: no search shall find what another one has made."""
+    before = os.environ.get("EDGEBUILD_CACHE")
+    with tempfile.TemporaryDirectory(dir=cache.root.parent, prefix="piece-") as name:
+        shutil.copytree(cache.root, name, copy_function=os.link, dirs_exist_ok=True)
+        # Exporters ask for the user's cache, wherever the case has its own.
+        os.environ["EDGEBUILD_CACHE"] = name
+        try:
+            yield Cache(Path(name))
+        finally:
+            del os.environ["EDGEBUILD_CACHE"]
+            if before is not None:
+                os.environ["EDGEBUILD_CACHE"] = before
 
 
 def rows_of(
-    case: Case, system: str, seed: int, minutes: float, device: Device, progress: Progress
+    case: Case,
+    system: str,
+    seed: int,
+    minutes: float,
+    tried: int,
+    device: Device,
+    progress: Progress,
 ) -> list[Row]:
-    """The rows of one system: one for each runtime's own, one for what a search comes to."""
+    """The rows of one system: one for each runtime's own, one for what a search comes to.
+
+    `tried` is how many candidates chance may measure.
+    """
     begun = time.monotonic()
     whole = _whole(case, device, progress)
     bench = Bench(case, whole, device)
@@ -78,7 +110,7 @@ def rows_of(
                 for one in whole.values()
             ]
     found = (
-        _at_random(case, seed, minutes, device, progress)
+        _at_random(case, seed, minutes, tried, device, progress)
         if system == "random"
         else search(case, _wishes(system, seed, minutes), device, progress)
     )
@@ -204,17 +236,18 @@ class Bench:
         return halvings(points)
 
 
-def _at_random(case: Case, seed: int, minutes: float, device: Device, progress: Progress) -> Found:
+def _at_random(
+    case: Case, seed: int, minutes: float, tried: int, device: Device, progress: Progress
+) -> Found:
     """As many candidates as the joint search has measured, chosen by chance."""
     wishes = _wishes("joint", seed, minutes)
-    joint = search(case, wishes, device, progress)
     found = Found()
     try_uniform(case, wishes, found, device, progress)
     rounds = Rounds(case, wishes, found, device, progress)
     rounds.prepare()
     chance = random.Random(seed)
     training = rounds.training(minutes * 60)
-    while len(found.made) < len(joint.made):
+    while len(found.made) < tried:
         rounds.attempt(list(_random_proposals(found.menus, training, chance)), float("inf"))
     return found
 

@@ -17,8 +17,8 @@ from edgebuild import runner
 from edgebuild.cache import digest, this_machine
 from edgebuild.methods.sparsify import compressed_size
 from edgebuild.samples import StoredSamples
-from edgebuild.search.case import Case, stored_outputs
 from edgebuild.search.accuracy import Accuracy, accuracy_of
+from edgebuild.search.case import Case, stored_outputs
 from edgebuild.search.estimate import predict_latency
 from edgebuild.search.judge import judge
 from edgebuild.search.make import Made, runtime_facts

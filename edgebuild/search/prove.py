@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgebuild.search.case import Case
 from edgebuild.search.accuracy import accuracy_of
+from edgebuild.search.case import Case
 from edgebuild.search.judge import judge
 from edgebuild.search.make import Made
 from edgebuild.search.measure import (
