@@ -2,9 +2,8 @@
 
 A plain convolutional network of 278 thousand parameters, trained here in a few minutes. The crops
 are cut from GTI and KITTI videos, where neighbors look alike: test is split off by blocks of
-video, and validation is the last of the training crops of each class, as far from the others as
-the test crops are. The few crops that stand in two splits stay in one only: test before validation
-before training.
+video, and validation likewise, by blocks from all over the training crops. The few crops that
+stand in two splits stay in one only: test before validation before training.
 
 The data are in no package. EDGEBUILD_DATA names the folder of vehicles_32.npz, with the arrays
 xtr and xte, (count, 32, 32, 3) uint8, and ytr and yte, (count,), 1 where there is a vehicle.
@@ -24,8 +23,8 @@ from torch import Tensor, nn
 from edgebuild import Workload
 
 EPOCHS = 9
-# The last seventh of each class's crops is for validation.
-HELD_OUT = 7
+# Of each class's crops every seventh block is for validation.
+BLOCKS, HELD_OUT = 70, 7
 ORIGIN = (
     "the vehicle detection project of Udacity's CarND (vehicles and non-vehicles, GTI and KITTI), "
     "scaled to 32x32"
@@ -97,12 +96,12 @@ def _crops(file: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _split(images: Tensor, labels: Tensor, test_images: Tensor) -> tuple[Tensor, Tensor]:
     """The numbers of the crops for training, and of those for validation."""
-    is_last = torch.zeros(len(images), dtype=torch.bool)
+    is_apart = torch.zeros(len(images), dtype=torch.bool)
     for label in torch.unique(labels):
-        members = torch.where(labels == label)[0]
-        is_last[members[-(len(members) // HELD_OUT) :]] = True
-    held_out = is_last & ~is_in(images, test_images)
-    learning = ~is_last & ~is_in(images, torch.cat([test_images, images[held_out]]))
+        blocks = torch.tensor_split(torch.where(labels == label)[0], BLOCKS)
+        is_apart[torch.cat(blocks[HELD_OUT - 1 :: HELD_OUT])] = True
+    held_out = is_apart & ~is_in(images, test_images)
+    learning = ~is_apart & ~is_in(images, torch.cat([test_images, images[held_out]]))
     return torch.where(learning)[0], torch.where(held_out)[0]
 
 

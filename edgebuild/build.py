@@ -6,6 +6,7 @@ import errno
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,8 @@ from edgebuild.vocabulary.target import Budget, Preference, Target
 from edgebuild.vocabulary.workload import Workload
 
 if TYPE_CHECKING:
-    from edgebuild.bundles.manifest import Bundle
-    from edgebuild.vocabulary.contracts import Progress
+    from edgebuild.bundles.manifest import Bundle, Manifest
+    from edgebuild.vocabulary.contracts import Device, Progress
     from edgebuild.vocabulary.trial import Trial
 
 
@@ -37,6 +38,7 @@ def build(
     prefer: Preference = Preference.SCORE,
     minutes: float | None = None,
     seed: int = 0,
+    device: str = "",
     emulate: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -54,17 +56,19 @@ def build(
         minutes: how long the search may look for better ones; until the budget is kept unless
             given.
         seed: what training draws its batches from.
+        device: the URL of the target itself, where there is one to measure candidates on.
         emulate: whether the bundle's bits are proven on emulated ARM64 processors as well.
         progress: where to say how far it is; silent unless given.
 
     Raises:
         InputError: a workload, target or destination that cannot be used.
         NothingBuilt: no candidate became an artifact; the message holds each one's reason.
-        DeviceError: what emulates cannot be fetched, which is found before any work.
+        DeviceError: the device cannot be reached or lacks a runtime, or what emulates cannot be
+            fetched: found before any work. Or the device was lost on the way.
     """
     # Imported here: `edgebuild --help` must not wait for torch.
     from edgebuild import arm64, catalog
-    from edgebuild.bundles.arm_proof import add_arm_proofs
+    from edgebuild.bundles.arm_proof import arm_proofs
     from edgebuild.bundles.pack import check_destination, pack
     from edgebuild.cache import Cache, default_root
     from edgebuild.inputs.target_file import load_target
@@ -89,28 +93,60 @@ def build(
         formats = formats or catalog.names("exporters")
         methods = _methods(methods)
         _refuse_useless_formats(formats, target)
-        if emulate:
-            arm64.parts(progress)
-        with progress.step("Loading the workload"):
-            workload = load_workload(workload) if isinstance(workload, str) else workload
-            check_workload(workload)
-        case = open_case(workload, target, budget, Cache(default_root()), progress)
-        with progress.step("Scoring the network"):
-            # First of all: a score that fails must not fail after minutes of work.
-            _ = case.float_score
-        wishes = Wishes(tuple(formats), tuple(precisions), methods, seconds, seed)
-        with catalog.device("local") as device:
-            found = search(case, wishes, device, progress)
+        with _place(device, target, formats, progress) as place:
+            if emulate:
+                arm64.parts(progress)
+            with progress.step("Loading the workload"):
+                workload = load_workload(workload) if isinstance(workload, str) else workload
+                check_workload(workload)
+            case = open_case(workload, target, budget, Cache(default_root()), progress)
+            case = replace(case, has_target=bool(device))
+            with progress.step("Scoring the network"):
+                # First of all: a score that fails must not fail after minutes of work.
+                _ = case.float_score
+            wishes = Wishes(tuple(formats), tuple(precisions), methods, seconds, seed)
+            found = search(case, wishes, place, progress)
             best = choose(found.trials, prefer)
             if best is None:
                 raise NothingBuilt(_reasons(found.trials))
             chosen = next(one for one in found.made if one.recipe == best.recipe)
-            proof = prove(case, chosen, device, progress)
+            proof = prove(case, chosen, place, progress)
         manifest = record(case, proof, found, time.monotonic() - begun, seed)
         golden = {"input": proof.golden_inputs, "output": proof.golden_outputs}
-        report, page = render(manifest), render_html(manifest)
-        bundle = pack(out, manifest, proof.made.artifact.path, golden, report, page)
-        return add_arm_proofs(bundle, progress) if emulate else bundle
+
+        def packed(manifest: Manifest) -> Bundle:
+            model, report, page = chosen.artifact.path, render(manifest), render_html(manifest)
+            return pack(out, manifest, model, golden, report, page)
+
+        bundle = packed(manifest)
+        # The bundle is what is proven there, and its reports tell of it: it is packed again.
+        return packed(replace(manifest, arm=arm_proofs(bundle, progress))) if emulate else bundle
+
+
+@contextmanager
+def _place(
+    url: str, target: Target, formats: Sequence[str], progress: Progress
+) -> Iterator[Device]:
+    """What candidates are measured on: the target itself, or this machine in its stead.
+
+    Raises:
+        InputError: a device that cannot be the target.
+        DeviceError: it cannot be reached, or lacks a runtime.
+    """
+    from edgebuild import catalog
+    from edgebuild.bundles.setup import refuse_unfit
+
+    runtimes = {catalog.exporter(name).runtime for name in formats}
+    device = catalog.device(url or "local", progress)
+    if url and (device.is_here != target.is_this_machine or not device.keeps_time):
+        raise InputError(
+            f"{device.name} is not {target.name}, and its figures would pass for the target's: "
+            "give the device itself, as ssh://user@host, or build without --device"
+        )
+    with device as place:
+        if not place.is_here:
+            refuse_unfit(place, target, [r.name for r in target.runtimes if r.name in runtimes])
+        yield place
 
 
 def _refuse_useless_formats(formats: Sequence[str], target: Target) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgebuild.vocabulary.errors import DeviceError, EdgebuildError
+from edgebuild.vocabulary.errors import DeviceError, EdgebuildError, InputError, did_you_mean
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.target import Preference
 
@@ -35,6 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+device_app = typer.Typer(help="Make a device ready.", no_args_is_help=True)
+app.add_typer(device_app, name="device")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Dist = Annotated[Path, typer.Argument(help="A bundle: the folder that `build -o` wrote.")]
@@ -134,6 +137,10 @@ def build(
         Preference, typer.Option(help="What is chosen of those that keep the budget.")
     ] = Preference.SCORE,
     seed: Annotated[int, typer.Option(min=0, help="What training is drawn from.")] = 0,
+    device: Annotated[
+        str | None,
+        typer.Option(help="The target itself, to measure on: ssh://…, adb://…, or a name."),
+    ] = None,
     emulate: Annotated[
         bool, typer.Option("--emulate", help="Prove the bits on emulated ARM64 processors, too.")
     ] = False,
@@ -144,6 +151,7 @@ def build(
 ) -> None:
     """Build a bundle for a target: search, measure, judge, pack."""
     import edgebuild
+    from edgebuild.inputs.device_file import device_url
     from edgebuild.inputs.target_file import load_target
     from edgebuild.report import terminal
     from edgebuild.vocabulary.target import Budget
@@ -174,6 +182,7 @@ def build(
             prefer=prefer,
             minutes=minutes,
             seed=seed,
+            device=device_url(device, profile) if device else "",
             emulate=emulate,
             progress=bars,
         )
@@ -208,6 +217,12 @@ def bench(
         str | None,
         typer.Option(help="Power, too: ina3221, pmic, battery, rapl or csv, as NAME[=PATH]."),
     ] = None,
+    sustained: Annotated[
+        str | None, typer.Option(help="Run on so long, to see what heat leaves: 10min.")
+    ] = None,
+    native: Annotated[
+        bool, typer.Option("--native", help="By the runner in C, where there is no Python.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a bundle again, here or on other devices: latency, memory, load; power by a meter."""
@@ -216,6 +231,7 @@ def bench(
     from edgebuild.bundles.manifest import load_bundle
     from edgebuild.inputs.device_file import device_url
     from edgebuild.report import terminal
+    from edgebuild.vocabulary.units import parse_time
 
     bundle = load_bundle(dist)
     console = terminal.stderr()
@@ -224,11 +240,15 @@ def bench(
             name: catalog.device(device_url(name, bundle.manifest.target), bars)
             for name in devices or ["local"]
         }
-        found = bench_all(bundle, named, Effort(seconds, count, threads, meter or ""))
+        lasting = parse_time(sustained) if sustained else None
+        effort = Effort(seconds, count, threads, meter or "", lasting, native)
+        found = bench_all(bundle, named, effort)
     if as_json:
         _print_json({"bundle": str(bundle.path), "devices": [_plain(one) for one in found]})
     terminal.show_benched(console, bundle, found)
     for one in found:
+        if one.sustained:
+            terminal.show_sustained(console, one, one.sustained)
         if one.power:
             terminal.show_draw(console, bundle, one.power, _power_line(bundle, one.power))
     if any(one.error or one.power_error for one in found):
@@ -302,6 +322,32 @@ def native(
         _print_json({"folder": str(folder), "machine": machine})
     else:
         console.print(f"{folder} is for {machine}: copy it there, run ./runner or ./runner bench")
+
+
+@device_app.command()
+def setup(
+    url: Annotated[str, typer.Argument(help="ssh://user@host, adb://SERIAL, or a name.")],
+    runtimes: Annotated[
+        list[str] | None, typer.Option("--runtime", help="Only these: onnxruntime, litert.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Install numpy and the runtimes for a device's Python, which needs no internet for it."""
+    from edgebuild import catalog
+    from edgebuild.bundles.setup import PACKAGES, set_up
+    from edgebuild.inputs.device_file import device_url
+    from edgebuild.report import terminal
+
+    for name in runtimes or ():
+        if name not in PACKAGES:
+            raise InputError(f"no runtime is called {name!r}.{did_you_mean(name, PACKAGES)}")
+    console = terminal.stderr()
+    with terminal.Bars(console) as bars, catalog.device(device_url(url), bars) as device:
+        found = set_up(device, runtimes or tuple(PACKAGES), bars)
+    if as_json:
+        _print_json(_plain(found))
+    else:
+        terminal.show_equipment(console, device.name, found)
 
 
 def _power_line(bundle: Bundle, draw: Draw) -> BudgetLine | None:

@@ -4,6 +4,7 @@
     python run.py                        replay the golden inputs and compare the outputs
     python run.py predict IN.npy ...     run one input; --out FOLDER saves output-0.npy ...
     python run.py bench                  latency, memory and load time in this fresh process
+    python run.py sustained --seconds N  latency of a long run, with temperature and clock
     python run.py outputs FOLDER OUT     run every sample of a folder of input-*.npy
 
 The runtime is onnxruntime for .onnx files; ai-edge-litert, or tflite-runtime on old devices, for
@@ -13,7 +14,9 @@ The runtime is onnxruntime for .onnx files; ai-edge-litert, or tflite-runtime on
 # This file travels: it must run on Python 3.8 and with numpy 1, so no newer syntax here.
 
 import argparse
+import collections
 import datetime
+import glob
 import itertools
 import json
 import os
@@ -31,6 +34,9 @@ WARM_UP_SECONDS = 0.3
 MOST_SAMPLES = 10000
 # A model of seconds must not take an hour: fewer runs then, and so wider bounds.
 MOST_SECONDS = 120.0
+# A long run is told window by window, in seconds; its two ends are told apart.
+WINDOW = 10.0
+END = 60.0
 
 
 class Trouble(Exception):
@@ -159,6 +165,7 @@ def bench(path, artifact, threads, version, source, seconds, count, fill=False):
     A fast model has its samples sooner; with `fill` it runs on, so that a power meter can follow.
     """
     given = list(itertools.islice(rows_of(source), 8))
+    cores = pinned(threads)
     reset_peak()
     baseline = memory()
     started = time.perf_counter()
@@ -190,13 +197,98 @@ def bench(path, artifact, threads, version, source, seconds, count, fill=False):
         "cpu_share": cpu / wall,
         "threads": threads,
         "runtime": version,
-        "machine": machine(),
-        "taken_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **circumstances(cores),
         # When to look at a power meter, and what was done meanwhile.
         "began_at": began,
         "ended_at": ended,
         "inferences": inferences,
     }
+
+
+def circumstances(cores):
+    """What a measurement depends on beside the model."""
+    return {
+        "machine": machine(),
+        "taken_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cores": cores,
+        "governor": text_of(CLOCKS % (min(cores or [0]), "scaling_governor")),
+    }
+
+
+def sustained(path, artifact, threads, version, source, seconds):
+    """Runs one input after the other for so long: what is left of the speed once it is warm."""
+    cores = pinned(threads)
+    session = opened(path, artifact, threads)
+    given = [fitted(session, row) for row in itertools.islice(rows_of(source), 8)]
+    warm_up(session, given)
+    window, end = min(WINDOW, seconds / 6), min(END, seconds / 3)
+    windows, first, last = [], [], collections.deque(maxlen=round(end / window))
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        begins, latencies = time.perf_counter() - began, []
+        while not latencies or time.perf_counter() - began < begins + window:
+            started = time.perf_counter()
+            session.run(given[len(latencies) % len(given)])
+            latencies.append(time.perf_counter() - started)
+        windows.append(window_of(begins, latencies, cores))
+        last.append((begins, np.array(latencies)))
+        if begins < end:
+            first.append(last[-1][1])
+    return {
+        "seconds": time.perf_counter() - began,
+        "first": window_of(0.0, np.concatenate(first), ()),
+        "last": window_of(last[0][0], np.concatenate([each for _, each in last]), ()),
+        "windows": windows,
+        "threads": threads,
+        "runtime": version,
+        **circumstances(cores),
+    }
+
+
+def window_of(begins, latencies, cores):
+    """Percentiles in seconds; degrees Celsius and hertz at its end, None where nobody says."""
+    found = dict(zip(("p50", "p90", "p99"), np.percentile(latencies, (50, 90, 99)).tolist()))
+    clocks = [number_of(CLOCKS % (core, "scaling_cur_freq")) for core in cores]
+    degrees = [number_of(zone) for zone in glob.glob(THERMAL_ZONES)] if cores else []
+    known, warm = [c for c in clocks if c], [d for d in degrees if d]
+    return dict(
+        found,
+        begins=begins,
+        inferences=len(latencies),
+        temperature=max(warm) / 1e3 if warm else None,
+        clock=sum(known) * 1e3 / len(known) if known else None,
+    )
+
+
+def pinned(threads):
+    """Keeps to as many cores, the fastest ones; the first, which serves interrupts, last of all."""
+    if not hasattr(os, "sched_setaffinity"):
+        return []
+    cores = os.sched_getaffinity(0)
+    by_speed = sorted(cores, key=lambda c: (number_of(CLOCKS % (c, "cpuinfo_max_freq")) or 0, c))
+    try:
+        os.sched_setaffinity(0, by_speed[-threads:])
+    except OSError:
+        return sorted(cores)
+    return sorted(by_speed[-threads:])
+
+
+CLOCKS = "/sys/devices/system/cpu/cpu%d/cpufreq/%s"
+THERMAL_ZONES = "/sys/class/thermal/thermal_zone*/temp"
+
+
+def text_of(path):
+    """A small file's text; empty where there is none, or it may not be read."""
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def number_of(path):
+    text = text_of(path)
+    return float(text) if re.match(r"-?\d+$", text) else None
 
 
 def goes_on(done, elapsed, count, seconds):
@@ -316,6 +408,8 @@ def parse(arguments):
     benching.add_argument("--count", type=int, default=1024)
     benching.add_argument("--fill", action="store_true", help="run on until --seconds are over")
     benching.add_argument("--raw", action="store_true", help="print every latency")
+    lasting = commands.add_parser("sustained")
+    lasting.add_argument("--seconds", type=float, default=600.0)
     whole = commands.add_parser("outputs")
     whole.add_argument("folder")
     whole.add_argument("out")
@@ -342,6 +436,10 @@ def answer(asked):
         effort = (asked.seconds, asked.count, asked.fill)
         result = bench(path, artifact, threads, version, source, *effort)
         print(json.dumps(result if asked.raw else summarized(result)))
+        return 0
+    if asked.command == "sustained":
+        source = os.path.join(folder, golden_of(artifact)["folder"])
+        print(json.dumps(sustained(path, artifact, threads, version, source, asked.seconds)))
         return 0
     session = opened(path, artifact, threads)
     if asked.command == "predict":

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from edgebuild import catalog, runner
 from edgebuild.bundles._loader import run_loader
-from edgebuild.bundles.manifest import FILE, ArmRecord, Bundle, dump_manifest
+from edgebuild.bundles.manifest import ArmRecord, Bundle
 from edgebuild.vocabulary.contracts import Device, Progress
 from edgebuild.vocabulary.errors import DeviceError, InvalidBundle
 from edgebuild.vocabulary.units import Seconds
@@ -33,8 +31,8 @@ print(json.dumps([os.uname().machine, features]))
 """
 
 
-def add_arm_proofs(bundle: Bundle, progress: Progress) -> Bundle:
-    """Proves a bundle on both processors, and writes what was found into its manifest.
+def arm_proofs(bundle: Bundle, progress: Progress) -> tuple[ArmRecord, ...]:
+    """Proves a bundle on both processors.
 
     Raises:
         DeviceError: the emulator cannot be had, or a runtime fails on it.
@@ -46,11 +44,7 @@ def add_arm_proofs(bundle: Bundle, progress: Progress) -> Bundle:
             with catalog.device(f"emulated://{cpu}") as device:
                 found.append(prove_on_arm(bundle, device))
             step.advance(cpu)
-    manifest = replace(bundle.manifest, arm=tuple(found))
-    part = bundle.path / f".{FILE}.part"
-    part.write_bytes(dump_manifest(manifest))
-    os.replace(part, bundle.path / FILE)
-    return Bundle(bundle.path, manifest)
+    return tuple(found)
 
 
 def prove_on_arm(bundle: Bundle, device: Device) -> ArmRecord:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -14,9 +16,10 @@ from edgebuild import catalog
 from edgebuild.bundles._loader import run_loader
 from edgebuild.bundles.manifest import Bundle
 from edgebuild.bundles.metered import metered
-from edgebuild.vocabulary.contracts import Device, Fit, MemoryTrial, Meter
+from edgebuild.bundles.native import bench_native, pack_native, refuse_emulated
+from edgebuild.vocabulary.contracts import Completed, Device, Fit, MemoryTrial, Meter
 from edgebuild.vocabulary.errors import DeviceError, EdgebuildError, InputError
-from edgebuild.vocabulary.measurement import Evidence, Measurement
+from edgebuild.vocabulary.measurement import Evidence, Measurement, Outcome, Sustained
 from edgebuild.vocabulary.power import Draw
 from edgebuild.vocabulary.units import Seconds, format_size
 
@@ -28,12 +31,16 @@ class Effort:
     """How long and how often a bundle is run; as many threads as it says itself unless given.
 
     With a meter, as NAME[=SOURCE], power is read meanwhile, and the run takes all of its time.
+    `sustained` is how long it runs once more, to see what is left when it is warm; `native` has
+    the runner without Python measure.
     """
 
     seconds: float
     count: int
     threads: int | None = None
     meter: str = ""
+    sustained: Seconds | None = None
+    native: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Benched:
     """What one device did: a measurement made there, or the reason why there is none.
 
     `power` is what it drew meanwhile, if a meter was read; else `power_error` says why not.
+    `outcome` is what the measurement says of the bundle's latency budget, if it has one.
     """
 
     device: str
@@ -51,6 +59,8 @@ class Benched:
     evidence: Evidence = Evidence.MEASURED
     power: Draw | None = None
     power_error: str = ""
+    outcome: Outcome | None = None
+    sustained: Sustained | None = None
 
 
 def bench_all(bundle: Bundle, devices: Mapping[str, Device], effort: Effort) -> tuple[Benched, ...]:
@@ -85,6 +95,16 @@ def bench(bundle: Bundle, name: str, device: Device, effort: Effort) -> Benched:
         InputError: the device is emulated, and its time no device's.
     """
     refuse_emulated(device)
+    limit = bundle.manifest.budget.latency_p99
+    found = _metered(bundle, name, device, effort)
+    if found.measurement and limit is not None:
+        found = replace(found, outcome=found.measurement.outcome(limit))
+    if found.measurement and effort.sustained:
+        found = replace(found, sustained=_sustained(bundle, device, effort, effort.sustained))
+    return found
+
+
+def _metered(bundle: Bundle, name: str, device: Device, effort: Effort) -> Benched:
     if not effort.meter:
         return _run(bundle, name, device, effort)
     runs: list[Benched] = []
@@ -112,17 +132,20 @@ def _meter(text: str, device: Device) -> Meter:
 
 
 def _run(bundle: Bundle, name: str, device: Device, effort: Effort) -> Benched:
+    if effort.native:
+        return _run_native(bundle, name, device, effort)
     options = ["--seconds", str(effort.seconds), "--count", str(effort.count)]
     options += ["--fill"] if effort.meter else []
-    chosen = ["--threads", str(effort.threads)] if effort.threads else []
-    words = [*chosen, "bench", "--raw", *options]
+    words = [*_threads(effort), "bench", "--raw", *options]
     done = run_loader(bundle, device, *words, deadline=Seconds(effort.seconds + MARGIN))
     if done.memory and done.memory.fit is Fit.OOM_KILLED:
         limit = format_size(done.memory.limit)
         error = f"the kernel killed it at the limit of {limit} ({done.memory.evidence})"
         return Benched(name, device.name, memory_trial=done.memory, error=error)
     if done.returncode != 0:
-        raise DeviceError(f"{bundle.path}: bench failed on {device.name}: {done.reason}")
+        raise DeviceError(
+            f"{bundle.path}: bench failed on {device.name}: {done.reason}{_remedy(device, done)}"
+        )
     try:
         found = TypeAdapter(Measurement).validate_json(done.stdout)
     except ValidationError:
@@ -130,7 +153,35 @@ def _run(bundle: Bundle, name: str, device: Device, effort: Effort) -> Benched:
     return Benched(name, f"{device.name}, {found.machine}", found, done.memory)
 
 
-def refuse_emulated(device: Device) -> None:
-    """Time on it would look like a device's."""
-    if not device.keeps_time:
-        raise InputError(f"what {device.name} takes means nothing: bench on the device itself")
+def _run_native(bundle: Bundle, name: str, device: Device, effort: Effort) -> Benched:
+    """With the runner without Python, which is made for the device's machine first."""
+    if effort.meter or effort.sustained:
+        raise InputError("the runner without Python knows no meters, and no sustained runs")
+    if effort.threads:
+        bundle = replace(bundle, manifest=replace(bundle.manifest, threads=effort.threads))
+    asked = device.run(["uname", "-m"], MARGIN)
+    with tempfile.TemporaryDirectory(prefix="edgebuild-native-") as scratch:
+        folder = pack_native(bundle, Path(scratch) / "native", asked.stdout.strip())
+        found = bench_native(folder, device, effort.seconds, effort.count)
+    return Benched(name, f"{device.name}, {found.machine}", found)
+
+
+def _sustained(bundle: Bundle, device: Device, effort: Effort, seconds: Seconds) -> Sustained:
+    words = [*_threads(effort), "sustained", "--seconds", str(seconds)]
+    done = run_loader(bundle, device, *words, deadline=Seconds(seconds + MARGIN))
+    if done.returncode != 0:
+        raise DeviceError(f"{bundle.path}: the long run failed on {device.name}: {done.reason}")
+    try:
+        return TypeAdapter(Sustained).validate_json(done.stdout)
+    except ValidationError:
+        raise DeviceError(f"{device.name}: what it printed is no sustained run") from None
+
+
+def _threads(effort: Effort) -> list[str]:
+    return ["--threads", str(effort.threads)] if effort.threads else []
+
+
+def _remedy(device: Device, done: Completed) -> str:
+    """What a user can do about a Python that lacks something."""
+    is_missing = any(words in done.reason for words in ("runtime is missing", "No module named"))
+    return ". `edgebuild device setup` installs it" if is_missing and not device.is_here else ""

@@ -17,7 +17,6 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from edgebuild import arm64
-from edgebuild.bundles.bench import refuse_emulated
 from edgebuild.bundles.manifest import ArtifactRecord, Bundle
 from edgebuild.bundles.verify import DEADLINE, Verification
 from edgebuild.vocabulary.contracts import Completed, Device, Progress
@@ -88,6 +87,12 @@ def bench_native(folder: Path, device: Device, seconds: float, count: int) -> Me
     refuse_emulated(device)
     done = _run_on(device, folder, "bench", str(seconds), str(count), "raw")
     return TypeAdapter(Measurement).validate_json(done.stdout)
+
+
+def refuse_emulated(device: Device) -> None:
+    """Time on it would look like a device's."""
+    if not device.keeps_time:
+        raise InputError(f"what {device.name} takes means nothing: bench on the device itself")
 
 
 def _run_on(device: Device, folder: Path, *arguments: str) -> Completed:

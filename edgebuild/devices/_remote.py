@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from edgebuild.cache import digest
 from edgebuild.devices._copies import Copies
 from edgebuild.devices._jobs import Jobs
 from edgebuild.devices._link import Link
@@ -16,7 +18,9 @@ from edgebuild.vocabulary.errors import DeviceError
 from edgebuild.vocabulary.units import Seconds
 
 # The scripts are POSIX sh; these are the programs beside it that they need.
-PROGRAMS = "cat dd df find kill ln mkdir mv printf readlink rm setsid sha256sum sleep tail touch wc"
+PROGRAMS = (
+    "cat dd df find grep kill ln mkdir mv printf readlink rm setsid sha256sum sleep tail touch wc"
+)
 ENTER = """
 root=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/edgebuild-device
 [ -w /data/local/tmp ] && root=/data/local/tmp/edgebuild-device
@@ -28,6 +32,19 @@ find "$root/files" -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf {} + 2>/dev/nu
 find "$root/jobs" -mindepth 2 -maxdepth 2 -name result -mmin +60 2>/dev/null |
     while read -r result; do rm -rf "${result%/*}"; done
 echo "is $root"
+"""
+
+
+# The installation's own number, the processor without what changes from moment to moment, and what
+# is installed for Python.
+IDENTIFY = r"""
+cat /etc/machine-id 2>/dev/null
+getprop ro.serialno 2>/dev/null
+grep -E "^(model name|flags|Features|CPU|Hardware|Revision|Serial|Model)" /proc/cpuinfo
+python=$(command -v python3 || command -v python) || exit 0
+"$python" -c '
+from importlib.metadata import distributions
+print(sorted((each.metadata["Name"], each.version) for each in distributions()))'
 """
 
 
@@ -65,6 +82,10 @@ class Remote:
         """Ends what still runs there, as after Ctrl-C; also called while another thread waits."""
         self._patience.end()
         self._jobs.cancel(self._root)
+
+    @cached_property
+    def identity(self) -> str:
+        return digest(self._patience.insist(lambda: self._patience.ask(IDENTIFY)).text)
 
     def push(self, path: Path) -> str:
         return self._copies.push(self._root, path)

@@ -6,8 +6,11 @@ boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
 # Numbers of processes begin anew with each boot.
 lives() { [ "${1#*.}" = "$boot" ] && kill -0 "${1%%.*}" 2>/dev/null; }
 
+export EDGEBUILD_ROOT="$root"
 if [ "$1" = python ]; then
     shift
+    # What `edgebuild device setup` has installed.
+    [ -d "$root/site" ] && export PYTHONPATH="$root/site${PYTHONPATH:+:$PYTHONPATH}"
     python=$(command -v python3 || command -v python) || { echo no-python; exit; }
     set -- "$python" "$@"
 fi

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from edgebuild.cache import this_machine
 from edgebuild.vocabulary.contracts import Completed, Progress
 from edgebuild.vocabulary.errors import DeviceError
 from edgebuild.vocabulary.units import Seconds
@@ -28,6 +29,10 @@ class Local:
     def __init__(self, address: str = "", progress: Progress | None = None) -> None:
         # The same machine whatever the address; and nothing here takes long enough to watch.
         self._running: set[subprocess.Popen[str]] = set()
+
+    @property
+    def identity(self) -> str:
+        return this_machine()
 
     def __enter__(self) -> Self:
         return self

@@ -15,7 +15,7 @@ from edgebuild.vocabulary.target import Target
 FILE = "devices.toml"
 
 
-def device_url(name_or_url: str, target: Target) -> str:
+def device_url(name_or_url: str, target: Target | None = None) -> str:
     """The URL of a device from devices.toml; whatever names a transport itself is a URL.
 
     `twin:` alone is the twin of the target.
@@ -23,7 +23,7 @@ def device_url(name_or_url: str, target: Target) -> str:
     Raises:
         InputError: no such name, or a file that cannot be read.
     """
-    if name_or_url in ("twin", "twin:"):
+    if target is not None and name_or_url in ("twin", "twin:"):
         is_shipped = target.name in target_names()
         return f"twin:{target.name}" if is_shipped else f"twin:{target.app_memory}B"
     scheme = name_or_url.partition(":")[0]

@@ -25,7 +25,7 @@ HEADLINES: Mapping[str, str] = {
     "score": "score on test data",
     "latency_p99": "latency p99 on the target",
     "host_latency_p99": "latency p99 here",
-    "latency_p50": "latency p50 here",
+    "latency_p50": "latency p50 measured",
     "memory": "peak memory",
     "storage": "file size",
     "download": "download size",
@@ -116,14 +116,16 @@ def _rejected_last(tried: Sequence[Trial], chosen: Trial) -> list[Trial]:
 
 
 def _frontiers(manifest: Manifest, chosen: Trial) -> list[Chart]:
-    """Score against the median here, and against the p99 that the budget is about."""
+    """Score against the median, and against the p99 that the budget is about."""
     score = manifest.workload.float_score["validation"]
     drop = manifest.budget.accuracy_drop
     # As the budget counts it: in points, and as a share of scores that are beyond 1.
     lowest = None if drop is None else score - drop * max(abs(score), 1.0)
     limit = manifest.budget.latency_p99
     drawn = (
-        frontier(manifest.tried, chosen, "latency_p50", Goal(score, lowest, None), "Median here"),
+        frontier(
+            manifest.tried, chosen, "latency_p50", Goal(score, lowest, None), "Median measured"
+        ),
         frontier(
             manifest.tried,
             chosen,

@@ -15,10 +15,11 @@ from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
 
 from edgebuild.bundles.manifest import ArmRecord, Bundle, Manifest
+from edgebuild.bundles.setup import Equipment
 from edgebuild.bundles.verify import Verification
 from edgebuild.report import words
 from edgebuild.vocabulary.contracts import MemoryTrial
-from edgebuild.vocabulary.measurement import Evidence, Measurement
+from edgebuild.vocabulary.measurement import Evidence, Measurement, Sustained
 from edgebuild.vocabulary.power import Draw
 from edgebuild.vocabulary.units import (
     format_energy,
@@ -221,9 +222,26 @@ def _measurement_table(bundle: Bundle, one: Benched, measurement: Measurement) -
     table.add_row("peak memory", f"{format_size(measurement.peak_memory)} over the runtime's own")
     table.add_row("of it anonymous", format_size(measurement.peak_anonymous))
     table.add_row("load time", format_time(measurement.load))
+    if one.outcome is not None:
+        limit = format_time(bundle.manifest.budget.latency_p99 or 0.0)
+        table.add_row("p99 within the budget", f"{one.outcome}: at most {limit}")
+    if measurement.cores:
+        governor = f", governor {escape(measurement.governor)}" if measurement.governor else ""
+        table.add_row("cores", ", ".join(map(str, measurement.cores)) + governor)
     if one.memory_trial:
         table.add_row("memory limit", _trial(one.memory_trial))
     return table
+
+
+def show_sustained(console: Console, one: Benched, found: Sustained) -> None:
+    """A long run: its first and last minute, and how warm and how fast the processor was."""
+    titles = ("", "from", "p50", "p90", "p99", "inferences")
+    table = Table(*titles, title=escape(f"{format_time(found.seconds)} on {one.where}"))
+    for name, window in (("first", found.first), ("last", found.last)):
+        times = (window.begins, window.p50, window.p90, window.p99)
+        table.add_row(name, *map(format_time, times), str(window.inferences))
+    table.caption = f"the median is {found.slowdown:+.0%} at the end; {words.climate(found)}"
+    console.print(table)
 
 
 def _devices_table(bundle: Bundle, found: Sequence[Benched]) -> Table:
@@ -285,11 +303,14 @@ def show_verification(console: Console, bundle: Bundle, found: Verification) -> 
     )
 
 
+def show_equipment(console: Console, device: str, found: Equipment) -> None:
+    """What `edgebuild device setup` leaves behind."""
+    packages = ", ".join(f"{name} {release}" for name, release in found.packages.items() if release)
+    python = ".".join(map(str, found.python))
+    console.print(f"{escape(device)}: Python {python} on {found.machine} has {escape(packages)}")
+
+
 def show_arm_proofs(console: Console, manifest: Manifest, proofs: Sequence[ArmRecord]) -> None:
     """What the artifact computes on ARM64 code; the code is real, the processor is not."""
     for proof in proofs:
-        dots = "with" if "asimddp" in proof.features else "without"
-        console.print(
-            f"{escape(proof.where)}, {dots} integer dot products, {proof.kernels} "
-            f"of {escape(proof.runtime)}: {words.bits(proof, manifest.parity)}"
-        )
+        console.print(escape(words.arm(proof, manifest.parity)))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from edgebuild.bundles.manifest import ArmRecord, Manifest, SiteRecord
 from edgebuild.vocabulary.artifact import Arithmetic, Census
-from edgebuild.vocabulary.measurement import Evidence, Figure, Percentile
+from edgebuild.vocabulary.measurement import Evidence, Figure, Percentile, Sustained
 from edgebuild.vocabulary.offer import Choice, PartKind
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.trial import Parity, Trial
@@ -32,7 +32,7 @@ TRIED = ("score", "storage", "latency_p50", "latency_p99", "memory", "integer_ke
 TRIED_TITLES: Mapping[str, str] = {
     "score": "score (validation)",
     "storage": "storage",
-    "latency_p50": "p50 here",
+    "latency_p50": "p50 measured",
     "latency_p99": "p99",
     "memory": "memory",
     "integer_kernels": "integer kernels",
@@ -189,6 +189,16 @@ def site_row(site: SiteRecord) -> list[str]:
     return [*own, site.better, format_time(max(site.costs, 0.0)), f"{site.saves:.2g}", bought]
 
 
+def climate(found: Sustained) -> str:
+    """ "41 °C to 67 °C, 2.4 GHz to 1.8 GHz", or what the device does not say."""
+    degrees = [window.temperature for window in found.windows if window.temperature is not None]
+    clocks = [window.clock for window in found.windows if window.clock is not None]
+    heat = f"{min(degrees):.0f} °C to {max(degrees):.0f} °C" if degrees else "no temperature known"
+    fast, slow = (f"{end(clocks, default=0.0) / 1e9:.2f} GHz" for end in (max, min))
+    speed = f"{fast} to {slow}" if clocks else "no clock known"
+    return f"{heat}, {speed}"
+
+
 def cell(text: str) -> str:
     """The text on one line, without ending the cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
@@ -269,7 +279,14 @@ def fallbacks(census: Census) -> list[tuple[str, str, list[str]]]:
     return [(kernel, reason, sites) for (kernel, reason), sites in grouped.items()]
 
 
-def bits(proof: ArmRecord, parity: Parity) -> str:
+def arm(proof: ArmRecord, parity: Parity) -> str:
+    """ "emulated://cortex-a76, with integer dot products, XNNPACK of …: all … are bit-equal"."""
+    dots = "with" if "asimddp" in proof.features else "without"
+    where = f"{proof.where}, {dots} integer dot products, {proof.kernels} of {proof.runtime}"
+    return f"{where}: {_bits(proof, parity)}"
+
+
+def _bits(proof: ArmRecord, parity: Parity) -> str:
     """How an emulated processor's outputs compare with the golden ones, and those with float."""
     if proof.is_bit_equal:
         return f"all {proof.values} output values are bit-equal to the build machine's"

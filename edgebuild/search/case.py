@@ -35,6 +35,8 @@ class Case:
     target: Target
     budget: Budget
     cache: Cache
+    # Whether candidates are measured on the target itself, though it is another machine than this.
+    has_target: bool = False
     # Reshaped networks that cannot be stored, because their classes have no importable name.
     unstored: dict[str, torch.nn.Module] = field(default_factory=dict)
 
@@ -68,6 +70,11 @@ class Case:
     def _flat(module: torch.nn.Module, row: tuple[np.ndarray, ...]) -> list[np.ndarray]:
         outputs = module(*map(torch.tensor, row))
         return [tensor.numpy() for tensor in torch.utils._pytree.tree_leaves(outputs)]
+
+    @property
+    def is_on_target(self) -> bool:
+        """Whether what is measured is measured on the target."""
+        return self.has_target or self.target.is_this_machine
 
     def score(
         self, outputs: list[np.ndarray], samples: StoredSamples, rows: np.ndarray | None = None

@@ -196,7 +196,7 @@ class Rounds:
         )
         case = self.case
         data = [case.program.fingerprint, case.calibration.digest, case.validation.digest]
-        place = [self.device.name, this_machine()]
+        place = [self.device.name, self.device.identity, this_machine()]
         key = digest(data, case.scoring, wishes, target, budget, place)
         return case.cache.scratch("search", key)
 

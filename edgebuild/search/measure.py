@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from edgebuild import runner
-from edgebuild.cache import digest, this_machine
+from edgebuild.cache import digest
 from edgebuild.methods.sparsify import compressed_size
 from edgebuild.samples import StoredSamples
 from edgebuild.search.accuracy import Accuracy, accuracy_of
@@ -134,7 +134,9 @@ def figures_of(
     """Every figure of one artifact, with its evidence, under the budget lines' names."""
     here = f"{device.name} ({measurement.machine})"
     p50, p99 = measurement.percentile(0.5), measurement.percentile(0.99)
-    is_target = case.target.is_this_machine
+    is_target = case.is_on_target
+    # Profiles are taken here, whatever runs the artifact otherwise.
+    profiled = here if device.is_here else "the build machine"
     note = caveat = "" if is_target else made.artifact.caveat
     if p99.high is None:
         note = f"{len(measurement.latencies)} runs are too few to bound it"
@@ -164,8 +166,10 @@ def figures_of(
             "measured on host, same runtime and file",
         ),
         "load_time": Figure(measurement.load, Evidence.MEASURED, here),
-        "integer_kernels": Figure(made.census.integer_share_of_kernels, Evidence.MEASURED, here),
-        "integer_time": Figure(made.census.integer_share_of_time, Evidence.MEASURED, here),
+        "integer_kernels": Figure(
+            made.census.integer_share_of_kernels, Evidence.MEASURED, profiled
+        ),
+        "integer_time": Figure(made.census.integer_share_of_time, Evidence.MEASURED, profiled),
         # A file has the same size everywhere.
         "storage": Figure(made.artifact.size, Evidence.MEASURED, "the file"),
         "accuracy_drop": Figure(
@@ -221,7 +225,7 @@ def outputs_of(
             _run(device, spec, "outputs", device.push(samples.folder), remote)
             device.pull(remote, folder)
 
-    key = digest(artifact.path.parent.name, samples.digest, device.name, this_machine())
+    key = digest(artifact.path.parent.name, samples.digest, device.name, device.identity)
     return stored_outputs(case.cache.entry("outputs", key, run))
 
 
@@ -237,7 +241,7 @@ def measurement_of(case: Case, artifact: Artifact, device: Device, effort: Effor
     key = digest(
         artifact.path.parent.name,
         *(case.calibration.digest, threads, effort.seconds, effort.count),
-        *(device.name, this_machine()),
+        *(device.name, device.identity),
     )
     folder = case.cache.entry("measurement", key, run)
     measurement = form.validate_json((folder / "measurement.json").read_bytes())

@@ -129,6 +129,11 @@ class Device(AbstractContextManager["Device"], Protocol):
     is_here: bool
     keeps_time: bool
 
+    @property
+    def identity(self) -> str:
+        """Names the machine, whatever it is reached by, and its runtimes: what figures hold for."""
+        ...
+
     def push(self, path: Path) -> str:
         """Makes a local file or folder available there; returns its path there."""
         ...

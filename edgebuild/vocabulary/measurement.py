@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from enum import StrEnum
 
-from edgebuild.vocabulary.units import Bytes, Seconds
+from edgebuild.vocabulary.units import Bytes, Hertz, Seconds
 
 CONFIDENCE = 0.99
 # Halves of a run whose medians differ by more than this are not one distribution.
@@ -74,6 +74,51 @@ class Percentile:
     early_stopping: Seconds | None
 
 
+class Outcome(StrEnum):
+    """What a measurement says of a limit."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a long run: percentiles in seconds; degrees Celsius and hertz at its end."""
+
+    begins: Seconds
+    inferences: int
+    p50: Seconds
+    p90: Seconds
+    p99: Seconds
+    temperature: float | None = None
+    clock: Hertz | None = None
+
+
+@dataclass(frozen=True)
+class Sustained:
+    """A long run in one process: its first and last minute apart, and all windows between.
+
+    Of a run of less than three minutes, the first and the last third.
+    """
+
+    seconds: Seconds
+    first: Window
+    last: Window
+    windows: tuple[Window, ...]
+    threads: int
+    runtime: str
+    machine: str
+    taken_at: str
+    cores: tuple[int, ...] = ()
+    governor: str = ""
+
+    @property
+    def slowdown(self) -> float:
+        """By which share the median is longer at the end."""
+        return self.last.p50 / self.first.p50 - 1
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One artifact run in a fresh process: raw latencies, memory over the runtime's, load time."""
@@ -92,6 +137,19 @@ class Measurement:
     began_at: float | None = None
     ended_at: float | None = None
     inferences: int | None = None
+    # The cores that it kept to, and how their clock is governed; "" where nobody says.
+    cores: tuple[int, ...] = ()
+    governor: str = ""
+
+    def outcome(self, limit: Seconds, share: float = 0.99) -> Outcome:
+        """Whether a percentile keeps a limit, as far as the runs can tell with 99 % confidence."""
+        found = self.percentile(share)
+        if not self.is_conclusive:
+            return Outcome.INCONCLUSIVE
+        if found.low > limit:
+            return Outcome.FAIL
+        is_below = found.high is not None and found.high <= limit
+        return Outcome.PASS if is_below else Outcome.INCONCLUSIVE
 
     def percentile(self, share: float) -> Percentile:
         """The given percentile (0.99 for p99) of the latencies, with its bounds."""

@@ -143,7 +143,7 @@ def ssh_board(
     *,
     tools: str = "coreutils",
     disk: str = "200m",
-    python: bool = True,
+    python: str = sys.executable,
 ) -> Iterator[Board]:
     """An sshd that trusts one key, and an `ssh` on PATH that knows host and key."""
     _skip_without_parts()
@@ -183,7 +183,7 @@ def adb_board(
     *,
     tools: str = "coreutils",
     disk: str = "200m",
-    python: bool = True,
+    python: str = sys.executable,
 ) -> Iterator[Board]:
     """Debian's adbd, a root shell without a key: it and adb's own server stay in the namespace."""
     _skip_without_parts()
@@ -238,7 +238,7 @@ def _wrap(
 
 
 @contextmanager
-def _namespace(folder: Path, tools: str, disk: str, python: bool) -> Iterator[int]:
+def _namespace(folder: Path, tools: str, disk: str, python: str) -> Iterator[int]:
     """Everything in it ends with it: network, mounts, processes."""
     (folder / "disk").mkdir(parents=True)
     path = _install_tools(folder, tools, python)
@@ -260,14 +260,14 @@ def _namespace(folder: Path, tools: str, disk: str, python: bool) -> Iterator[in
         holder.wait()
 
 
-def _install_tools(folder: Path, tools: str, python: bool) -> str:
-    """The device's PATH: one folder of links."""
+def _install_tools(folder: Path, tools: str, python: str) -> str:
+    """The device's PATH: one folder of links, and the command that starts its Python, if any."""
     programs = folder / "tools"
     programs.mkdir()
     for name, program in _programs(tools).items():
         (programs / name).symlink_to(program)
     if python:
-        (programs / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (programs / "python3").write_text(f'#!/bin/sh\nexec {python} "$@"\n')
         (programs / "python3").chmod(0o755)
     return str(programs)
 

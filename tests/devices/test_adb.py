@@ -95,7 +95,7 @@ def test_a_disk_that_fills_up_is_named_and_left_with_room(
 
 def test_a_device_without_python_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
-        adb_board(tmp_path / "bare", monkeypatch, tools="toybox", python=False) as board,
+        adb_board(tmp_path / "bare", monkeypatch, tools="toybox", python="") as board,
         board.device() as device,
         pytest.raises(DeviceError, match="there is no Python on adb://127.0.0.1:5555"),
     ):

@@ -287,7 +287,7 @@ def test_a_board_that_was_restarted_in_the_middle_has_lost_its_job(
 
 def test_a_board_without_python_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
-        ssh_board(tmp_path / "bare", monkeypatch, tools="busybox", python=False) as board,
+        ssh_board(tmp_path / "bare", monkeypatch, tools="busybox", python="") as board,
         board.device() as device,
         pytest.raises(DeviceError, match="there is no Python on ssh://root@127.0.0.1: install"),
     ):

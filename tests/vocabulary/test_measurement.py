@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,3 +140,22 @@ def test_a_figure_without_known_error_is_its_own_interval() -> None:
     assert Figure(3.0, Evidence.MEASURED, "host").interval == (3.0, 3.0)
     assert Figure(3.0, Evidence.PREDICTED, "a target", low=1.0).interval == (1.0, 3.0)
     assert Figure(3.0, Evidence.PREDICTED, "a target", 0.0, 9.0).interval == (0.0, 9.0)
+
+
+@pytest.mark.parametrize("count", [63, 64, 100, 200, 661, 662, 2000])
+def test_as_many_queries_are_discarded_as_loadgen_discards(count: int, tmp_path: Path) -> None:
+    """MLPerf's own program is asked: what it would discard depends on their count alone."""
+    pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is not installed")
+    program = Path(__file__).with_name("loadgen_run.py")
+    words = [sys.executable, str(program), str(tmp_path), str(count)]
+    subprocess.run(words, check=True, capture_output=True)
+    said = (tmp_path / "mlperf_log_summary.txt").read_text()
+    for share in (0.9, 0.99):
+        bound = measured(range(count)).percentile(share).early_stopping
+        claim = f"Early stopping {share:.1%}".replace("%", "th percentile estimate")
+        assert (bound is not None) == (claim in said)
+    ninety = measured(range(count)).percentile(0.9).early_stopping
+    if ninety is not None:
+        discarded = re.search(r"Would discard (\d+) highest", said)
+        assert discarded is not None
+        assert count - 1 - ninety == int(discarded[1])
