@@ -15,7 +15,7 @@ BEGIN, END = "<!-- made by `make bench` -->", "<!-- end -->"
 COLUMNS = {
     "score": "score (validation)",
     "storage": "file",
-    "latency_p50": "p50 here",
+    "latency_p50": "p50 measured",
     "memory": "memory",
     "integer_kernels": "integer kernels",
 }

@@ -134,6 +134,21 @@ def test_bench_measures_again(dist: Path) -> None:
     assert len(found["measurement"]["latencies"]) >= 50
 
 
+def test_bench_runs_on_to_see_what_is_left_and_says_whether_the_budget_is_kept(dist: Path) -> None:
+    words = ("--seconds", "0.1", "--count", "50", "--sustained", "3 s", "--json")
+    done = edgebuild("bench", str(dist), *words)
+    assert done.returncode == 0
+    [found] = json.loads(done.stdout)["devices"]
+    assert found["outcome"] in ("PASS", "INCONCLUSIVE")
+    lasting = found["sustained"]
+    assert 3 <= lasting["seconds"] < 6
+    assert len(lasting["windows"]) == 6
+    assert [lasting[end]["begins"] for end in ("first", "last")] == [0, pytest.approx(2, abs=0.9)]
+    whole = sum(window["inferences"] for window in lasting["windows"])
+    assert 0 < lasting["first"]["inferences"] + lasting["last"]["inferences"] < whole
+    assert "at the end; " in " ".join(done.stderr.split())
+
+
 def test_bench_measures_on_several_devices_and_says_which_failed(dist: Path) -> None:
     devices = ["local", "twin:", "twin:8MB", "adb://no-such-serial"]
     words = [word for device in devices for word in ("--device", device)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ for file; do
     else echo 0; fi
 done
 """
+RUN = 'cd "$1.part" && shift && chmod 755 "$@"'
 PUBLISH = '[ -d "$1" ] || mv "$1.part" "$1"'
 LIST = """
 cd "$1" 2>/dev/null && set -- . || { cd "${1%/*}" && set -- "${1##*/}"; } || exit
@@ -53,6 +55,7 @@ class _File:
     source: Path
     size: int
     sha256: str
+    is_program: bool
 
 
 class Copies:
@@ -66,12 +69,14 @@ class Copies:
     def push(self, root: str, path: Path) -> str:
         """Content decides the place: what is there already is not sent again."""
         files = _files_of(path)
-        key = cache.digest([[file.path, file.sha256] for file in files])[:20]
+        key = cache.digest([[file.path, file.sha256, file.is_program] for file in files])[:20]
         folder = f"{root}/files/{key}"
         with self._one_at_a_time:
             missing = self._patience.insist(lambda: self._missing(folder, files))
             if missing is not None:
                 self._send_all(folder, missing)
+                if programs := [file.path for file in files if file.is_program]:
+                    self._patience.insist(lambda: self._patience.ask(RUN, folder, *programs))
                 if self._patience.insist(lambda: self._patience.ask(PUBLISH, folder)).code != 0:
                     raise DeviceError(f"{self._name}: {folder} cannot be made")
         return f"{folder}/{path.absolute().name}"
@@ -215,11 +220,12 @@ def _files_of(path: Path) -> list[_File]:
     if not path.exists():
         raise DeviceError(f"there is no {path} to copy")
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [
-        _File(str(file.relative_to(path.parent)), file, file.stat().st_size, _sha256(file))
-        for file in found
-        if file.is_file()
-    ]
+    return [_file_of(file, path.parent) for file in found if file.is_file()]
+
+
+def _file_of(file: Path, folder: Path) -> _File:
+    known, name = file.stat(), str(file.relative_to(folder))
+    return _File(name, file, known.st_size, _sha256(file), bool(known.st_mode & stat.S_IXUSR))
 
 
 def _sha256(path: Path) -> str:

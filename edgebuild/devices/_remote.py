@@ -19,7 +19,8 @@ from edgebuild.vocabulary.units import Seconds
 
 # The scripts are POSIX sh; these are the programs beside it that they need.
 PROGRAMS = (
-    "cat dd df find grep kill ln mkdir mv printf readlink rm setsid sha256sum sleep tail touch wc"
+    "cat chmod dd df find grep kill ln mkdir mv printf readlink rm setsid sha256sum sleep tail "
+    "touch wc"
 )
 ENTER = """
 root=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/edgebuild-device

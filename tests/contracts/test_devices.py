@@ -64,6 +64,15 @@ def test_a_folder_arrives_with_all_that_is_in_it(device: Device, tmp_path: Path)
     assert found == files
 
 
+def test_a_program_can_be_run_where_it_arrives(device: Device, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    program = tmp_path / "folder" / "program"
+    program.write_text("#!/bin/sh\necho it runs\n")
+    program.chmod(0o755)
+    there = device.push(tmp_path / "folder")
+    assert device.run([f"{there}/program"], SOON).stdout == "it runs\n"
+
+
 def test_what_has_changed_is_pushed_again(device: Device, tmp_path: Path) -> None:
     said = []
     for text in ("first", "second", "second"):

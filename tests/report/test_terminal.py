@@ -14,9 +14,11 @@ from edgebuild.bundles.manifest import Bundle
 from edgebuild.bundles.verify import Verification
 from edgebuild.report import terminal, words
 from edgebuild.vocabulary.artifact import Census, Fallback
+from edgebuild.vocabulary.measurement import Sustained, Window
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.silence import Silence
 from edgebuild.vocabulary.trial import Trial
+from edgebuild.vocabulary.units import Hertz, Seconds
 
 BRACKETS = "[/bold] and [red]"
 
@@ -95,6 +97,20 @@ def test_a_measurement_is_shown_with_its_bounds(built: Bundle, console: Console)
     terminal.show_benched(console, built, [Benched("local", "host", measurement)])
     assert "1 ms (at least 1 ms, n = 50), measured on" in shown(console)
     assert "early-stopping bound" in terminal.latency(measurement, "latency_p50")
+
+
+def test_a_long_run_is_shown_by_its_ends_with_heat_and_clock(console: Console) -> None:
+    times = map(Seconds, (0.001, 0.002, 0.004))
+    cool = Window(Seconds(0.0), 9000, *times, 41.0, Hertz(2.4e9))
+    later, slower = Seconds(540.0), Seconds(0.0015)
+    warm = replace(cool, begins=later, p50=slower, temperature=79.0, clock=Hertz(1.8e9))
+    found = Sustained(
+        *(Seconds(600.0), cool, warm, (cool, warm), 4, "a runtime 1.0", "a board"),
+        taken_at="2026-01-01T00:00:00+00:00",
+    )
+    terminal.show_sustained(console, Benched("pi", "pi, a board"), found)
+    said = " ".join(shown(console).split())
+    assert "the median is +50% at the end; 41 °C to 79 °C, 2.40 GHz to 1.80 GHz" in said
 
 
 def test_a_run_whose_halves_disagree_is_called_inconclusive(built: Bundle) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgebuild.vocabulary.measurement import Evidence, Figure, Measurement
+from edgebuild.vocabulary.measurement import Evidence, Figure, Measurement, Outcome
 from edgebuild.vocabulary.units import Bytes, Seconds
 
 LATENCIES = st.lists(st.floats(min_value=1e-6, max_value=10.0), min_size=1, max_size=200)
@@ -131,6 +131,25 @@ def test_a_few_outliers_do_not_make_a_run_inconclusive() -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_run_too_short_to_halve_is_inconclusive(count: int) -> None:
     assert not measured([1.0] * count).is_conclusive
+
+
+# ---- outcomes
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(2.0, Outcome.PASS), (0.5, Outcome.FAIL), (1.0099, Outcome.INCONCLUSIVE)],
+)
+def test_a_limit_inside_the_bounds_is_neither_kept_nor_broken(
+    limit: float, expected: Outcome
+) -> None:
+    assert measured(np.linspace(1.0, 1.01, 1000)).outcome(Seconds(limit)) is expected
+
+
+def test_too_few_runs_or_two_distributions_pass_nothing() -> None:
+    assert measured([1.0] * 50).outcome(Seconds(2.0)) is Outcome.INCONCLUSIVE
+    assert measured([1.0] * 500 + [1.2] * 500).outcome(Seconds(2.0)) is Outcome.INCONCLUSIVE
+    assert measured([1.0] * 50).outcome(Seconds(0.5)) is Outcome.FAIL
 
 
 # ---- figures
