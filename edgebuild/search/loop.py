@@ -37,6 +37,7 @@ from edgebuild.search.training import Training
 from edgebuild.search.uniform import exporters_of, fitted, uniform_recipes
 from edgebuild.vocabulary.contracts import Device, Progress
 from edgebuild.vocabulary.errors import EdgebuildError, MethodFailed, told
+from edgebuild.vocabulary.offer import Offer
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.trial import Trial
@@ -47,7 +48,10 @@ PATIENCE = 600.0
 # The frontier stands still when so many rounds add less than this to its hypervolume.
 STILL, STILL_ROUNDS = 0.01, 2
 # How long a network is trained at first and at most, as shares of the time that is left.
-FIRST_SHARE, MOST_SHARE = 1 / 8, 1 / 3
+FIRST_SHARE, MOST_SHARE = 1 / 8, 1 / 2
+# Towards the end a few networks that are trained tell more than many that are not: at first each
+# gets this share of the whole time, but no more than this share of what is left.
+LEAST_SHARE, LAST_SHARE = 1 / 12, 1 / 4
 # What took no longer than this, in seconds, was not trained but found.
 FROM_CACHE = 1.0
 # A training of usual length tells what a step takes, its share of the looks at validation included.
@@ -111,14 +115,31 @@ class Found:
         if menu is None or not menu.layers or self.survey is None:
             return None
         if key not in self.appraisals:
-            every = [*(weighed.offer for weighed in menu.offers), *self.survey.students]
-            chosen = set(proposal.reshaped)
-            offers = [offer for offer in every if (offer.part, offer.choice) in chosen]
+            offers = self._offers(menu, proposal)
             try:
                 self.appraisals[key] = appraise(menu, offers, proposal.precisions)
             except LookupError:
                 self.appraisals[key] = None
         return self.appraisals[key]
+
+    def _offers(self, menu: Menu, proposal: Proposal) -> list[Offer]:
+        """What a proposal takes of what was offered, students among it."""
+        students = self.survey.students if self.survey else ()
+        every = [*(weighed.offer for weighed in menu.offers), *students]
+        chosen = set(proposal.reshaped)
+        return [offer for offer in every if (offer.part, offer.choice) in chosen]
+
+    def network(self, proposal: Proposal) -> tuple[object, ...]:
+        """What tells networks apart: their layers, and what is done beside choosing these.
+
+        Pruning and a student may come to the same widths, and so to the same channels.
+        """
+        menu = self.menus.get(proposal.format)
+        offers = self._offers(menu, proposal) if menu else []
+        layers = settle(menu, offers).layers if menu and offers else {}
+        taken = {(offer.part, offer.choice) for offer in offers}
+        others = [place for place in proposal.reshaped if place not in taken]
+        return sorted(layers.items(), key=str), sorted(others)
 
 
 def search(case: Case, wishes: Wishes, device: Device, progress: Progress) -> Found:
@@ -229,10 +250,14 @@ class Rounds:
                 return
 
     def _untried(self, proposals: Iterable[Proposal]) -> Iterator[Proposal]:
-        tried = [_what(attempt.proposal) for attempt in self.found.attempts]
+        def what(proposal: Proposal) -> tuple[object, ...]:
+            precisions = sorted(proposal.precisions.items())
+            return proposal.format, self.found.network(proposal), precisions
+
+        tried = [what(attempt.proposal) for attempt in self.found.attempts]
         for proposal in proposals:
-            if _what(proposal) not in tried:
-                tried.append(_what(proposal))
+            if what(proposal) not in tried:
+                tried.append(what(proposal))
                 yield proposal
 
     def prepare(self) -> Survey:
@@ -263,7 +288,9 @@ class Rounds:
         untrained = Training(seed=self.wishes.seed, roundings=self.prepare().roundings)
         if "distill" not in self.wishes.methods:
             return untrained
-        first, most = max(left * FIRST_SHARE, 0.0), max(left * MOST_SHARE, 0.0)
+        left = max(left, 0.0)
+        least = min((self.wishes.seconds or PATIENCE) * LEAST_SHARE, left * LAST_SHARE)
+        first, most = max(left * FIRST_SHARE, least), left * MOST_SHARE
         step = self._step and self._step * self._pace
         return replace(untrained, first=first, most=most, step=step)
 
