@@ -94,5 +94,9 @@ class Remote:
     def pull(self, remote: str, path: Path) -> None:
         self._copies.pull(remote, path)
 
+    def glance(self, command: Sequence[str]) -> Completed:
+        answer = self._patience.ask('exec "$@" 2>&1', *command)
+        return Completed(answer.code, answer.text, answer.text if answer.code else "")
+
     def run(self, command: Sequence[str], deadline: Seconds) -> Completed:
         return self._jobs.run(self._root, command, deadline)

@@ -18,6 +18,8 @@ from edgebuild.vocabulary.contracts import Completed, Progress
 from edgebuild.vocabulary.errors import DeviceError
 from edgebuild.vocabulary.units import Seconds
 
+MOMENT = Seconds(30.0)
+
 
 class Local:
     """Runs commands here; nothing is copied, because everything is here already."""
@@ -77,6 +79,9 @@ class Local:
             process.wait()
             self._running.discard(process)
         return Completed(process.returncode, stdout, stderr)
+
+    def glance(self, command: Sequence[str]) -> Completed:
+        return self.run(command, MOMENT)
 
     def pull(self, remote: str, path: Path) -> None:
         if not Path(remote).exists():

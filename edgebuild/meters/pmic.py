@@ -56,7 +56,7 @@ class Pmic(Source):
         try:
             if self.source:
                 return Path(self.source).read_text()
-            done = self.device.run(COMMAND, DEADLINE) if self.device else _run_here()
+            done = self.device.glance(COMMAND) if self.device else _run_here()
         except (OSError, UnicodeDecodeError, subprocess.TimeoutExpired, DeviceError) as error:
             raise MeterUnavailable(f"pmic: {self.source or ' '.join(COMMAND)}: {error}") from None
         if done.returncode != 0:

@@ -146,6 +146,14 @@ class Device(AbstractContextManager["Device"], Protocol):
         """
         ...
 
+    def glance(self, command: Sequence[str]) -> Completed:
+        """Runs a command of a moment at once, also while another one runs there.
+
+        Raises:
+            DeviceError: it could not be started, or does not answer.
+        """
+        ...
+
     def pull(self, remote: str, path: Path) -> None:
         """Copies a file or folder from there."""
         ...

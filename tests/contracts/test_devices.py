@@ -73,6 +73,15 @@ def test_a_program_can_be_run_where_it_arrives(device: Device, tmp_path: Path) -
     assert device.run([f"{there}/program"], SOON).stdout == "it runs\n"
 
 
+def test_a_glance_waits_for_nobody(device: Device, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(device.run, ["sleep", "2"], SOON)
+        assert device.glance(["sh", "-c", "echo $((6 * 7))"]).stdout.strip() == "42"
+        assert not long.done()
+        assert long.result().returncode == 0
+    assert device.glance(["sh", "-c", "exit 3"]).returncode == 3
+
+
 def test_what_has_changed_is_pushed_again(device: Device, tmp_path: Path) -> None:
     said = []
     for text in ("first", "second", "second"):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import small_build
 from conftest import Workshop
 from devices.boards import adb_board, ssh_board
+from meters.conftest import lay_out
 
 from edgebuild import catalog
+from edgebuild.bundles import metered
 from edgebuild.bundles.bench import Benched, Effort, bench_all
+from edgebuild.bundles.bench import bench as run_bench
 from edgebuild.bundles.manifest import Bundle
 from edgebuild.vocabulary.contracts import Fit
+from edgebuild.vocabulary.units import Seconds
 
 pytestmark = [pytest.mark.ssh, pytest.mark.adb]
 
@@ -34,6 +39,21 @@ def found(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         urls = {"pi": pi.url, "phone": phone.url, "dead": f"{pi.url}:23", "twin": "twin:2GB"}
         devices = {name: catalog.device(url) for name, url in urls.items()}
         yield {one.device: one for one in bench_all(bundle, devices, SHORT)}
+
+
+def test_a_meter_on_the_device_is_read_while_that_is_busy(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metered, "SHORTEST_IDLE", Seconds(2.0))
+    monkeypatch.setattr(metered, "SETTLING", Seconds(0.0))
+    tree = lay_out("jetson-orin-nano", tmp_path / "hwmon")
+    effort = Effort(seconds=3.0, count=50, meter=f"ina3221={tree}")
+    board = ssh_board(tmp_path / "jetson", monkeypatch, tools="busybox")
+    with board as jetson, jetson.device() as device:
+        found = run_bench(bundle, "jetson", device, effort)
+    assert found.measurement is not None
+    # A recording shows the same all the time, and that is found out: so it was read meanwhile.
+    assert found.power_error.startswith("ina3221: 4.402 W throughout, idle and running")
 
 
 @pytest.mark.parametrize("device", ["pi", "phone", "twin"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import small_build
+import small_search
 import torch
 from torch import nn
 
@@ -20,7 +21,9 @@ from edgebuild.search import loop, measure, propose, reshape, training
 from edgebuild.search.case import Case
 from edgebuild.search.judge import choose
 from edgebuild.search.loop import Found, Wishes, search
-from edgebuild.vocabulary.offer import NETWORK, Choice, Part, PartKind
+from edgebuild.search.propose import Proposal
+from edgebuild.search.survey import Survey
+from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part, PartKind
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.silence import Silence
 from edgebuild.vocabulary.target import Budget
@@ -213,3 +216,23 @@ def test_another_release_of_a_library_trains_anew(
 
 def trained(case: Case) -> None:
     reshape.reshaped_network(case, [PRUNED, TRAINED], Silence())
+
+
+# ---- one network under two names
+
+
+def test_pruning_that_comes_to_a_students_widths_is_the_same_network() -> None:
+    pruned = small_search.narrowed("layers.0", "layers.1", 16, 0.1)
+    student = replace(pruned.offer, part=NETWORK, choice=Choice("student", "width 25 %"))
+    survey = Survey({}, (pruned,), (student,), (), (), {}, {})
+    found = Found(survey=survey, menus={"onnx": small_search.menu(pruned)})
+
+    def network(offer: Offer, training: Choice) -> object:
+        shape = ((offer.part, offer.choice), (NETWORK, training))
+        return found.network(Proposal("any", "onnx", shape))
+
+    short, long = Choice("distill", "50 steps, seed 0"), Choice("distill", "100 steps, seed 0")
+    assert network(pruned.offer, short) == network(student, short)
+    assert network(pruned.offer, short) != network(student, long)
+    other = small_search.narrowed("layers.0", "layers.1", 32, 0.1).offer
+    assert network(pruned.offer, short) != network(other, short)
