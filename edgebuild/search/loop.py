@@ -237,7 +237,9 @@ class Rounds:
         priced = {name: believed(menu, name, beliefs) for name, menu in found.menus.items()}
         stages: tuple[Callable[[], Iterator[Proposal]], ...] = (
             lambda: opening(priced, limits, training, beliefs),
-            lambda: first_shapes(priced, survey.students, limits, training, beliefs),
+            lambda: first_shapes(
+                *(found.attempts, priced, survey.students, limits, training, beliefs)
+            ),
             lambda: next_shapes(
                 *(found.attempts, priced, limits, training, beliefs, survey.students, survey.zeros)
             ),

@@ -28,8 +28,10 @@ from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.verdict import Status
 
 # Where the first plans lie between the fastest network and the whole one, in the logarithm: the
-# very first in the middle.
-OPENING, FIRST_PLACES = 0.45, (0.2, 0.7)
+# very first in the middle, and then on both sides of it; or all beyond it, where it lost so little
+# score that slower ones could hardly gain any.
+OPENING, AROUND, BEYOND = 0.45, (0.2, 0.7), (0.2, 0.0)
+LITTLE = 0.01
 # How much faster than the fastest network on the frontier a bolder one is to be.
 BOLDER = 1.5
 # The precisions of a shape may take so much longer than the fastest ones, to lose less.
@@ -85,14 +87,17 @@ def opening(
 
 
 def first_shapes(
+    attempts: Sequence[Attempt],
     menus: Mapping[str, Menu],
     students: Sequence[Offer],
     limits: Limits,
     training: Training,
     beliefs: Beliefs,
 ) -> Iterator[Proposal]:
-    """A fast plan, one that loses little, and a middling student."""
-    for place in FIRST_PLACES:
+    """A fast plan, one that should lose less or be even faster, and a middling student."""
+    opened = [one for one in attempts if one.proposal.reshaped and not one.trial.failure]
+    has_lost = not opened or min(map(_drop, opened)) > LITTLE
+    for place in AROUND if has_lost else BEYOND:
         yield from _between(menus, place, limits, training, beliefs)
     for offer in students[len(students) // 2 :][:1]:
         yield from _realized(menus, [offer], training)

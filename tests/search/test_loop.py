@@ -39,7 +39,8 @@ TRAINED = (NETWORK, Choice("distill", "3 steps, seed 0"))
 def _short_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "SEARCHING", replace(measure.SEARCHING, seconds=0.0, count=8))
     monkeypatch.setattr(training, "STEPS", (2, 4))
-    monkeypatch.setattr(propose, "FIRST_PLACES", (0.3,))
+    monkeypatch.setattr(propose, "AROUND", (0.3,))
+    monkeypatch.setattr(propose, "BEYOND", (0.3,))
 
 
 @pytest.fixture

@@ -31,8 +31,10 @@ def menus() -> dict[str, Menu]:
     return {"onnx": menu(*WIDTHS), "tflite": menu(*WIDTHS)}
 
 
-def first(menus: dict[str, Menu], training: Training = TRAINING) -> list[Proposal]:
-    return list(first_shapes(menus, [STUDENT], Limits(), training, Beliefs()))
+def first(
+    menus: dict[str, Menu], *opened: Attempt, training: Training = TRAINING
+) -> list[Proposal]:
+    return list(first_shapes(opened, menus, [STUDENT], Limits(), training, Beliefs()))
 
 
 def test_every_network_is_proposed_in_every_format(menus: dict[str, Menu]) -> None:
@@ -54,6 +56,16 @@ def test_the_first_plans_go_from_the_fastest_to_what_loses_less(menus: dict[str,
     assert losses[0] == max(losses)
 
 
+def test_what_lost_little_at_first_is_followed_by_faster_plans_alone(
+    menus: dict[str, Menu],
+) -> None:
+    slowest = {
+        score: max(one.latency for one in first(menus, attempt(score, 1e-5, steps=100))[:-2])
+        for score in (0.995, 0.9)
+    }
+    assert slowest[0.995] < slowest[0.9]
+
+
 def test_what_is_changed_is_trained_and_what_is_not_is_not(menus: dict[str, Menu]) -> None:
     for proposal in first(menus):
         methods = [choice.method for _, choice in proposal.reshaped]
@@ -61,7 +73,7 @@ def test_what_is_changed_is_trained_and_what_is_not_is_not(menus: dict[str, Menu
 
 
 def test_nothing_is_trained_where_nothing_can_be(menus: dict[str, Menu]) -> None:
-    for proposal in first(menus, Training()):
+    for proposal in first(menus, training=Training()):
         assert all(choice.method != "distill" for _, choice in proposal.reshaped)
 
 
