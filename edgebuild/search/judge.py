@@ -11,6 +11,9 @@ from edgebuild.vocabulary.target import Budget, Preference, Target
 from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.verdict import BudgetLine, Status, Verdict
 
+# The bound of an accuracy drop is about so many standard errors above it.
+ERRORS = 1.8
+
 
 def judge(figures: Mapping[str, Figure], budget: Budget, target: Target) -> Verdict:
     """Every stated budget line against its figure."""
@@ -72,7 +75,21 @@ def choose(trials: Sequence[Trial], prefer: Preference = Preference.SCORE) -> Tr
 
 
 def _doubts(trial: Trial) -> int:
-    return sum(line.status is Status.UNKNOWN for line in trial.verdict.lines)
+    return sum(_is_doubtful(line) for line in trial.verdict.lines)
+
+
+def _is_doubtful(line: BudgetLine) -> bool:
+    """Whether a line is unknown; an accuracy drop may be so by one standard error.
+
+    Few samples prove nothing at 95 %, and would leave nothing but the network itself to choose. The
+    one-standard-error rule is of Breiman et al., "Classification and Regression Trees", 1984.
+    """
+    if line.status is not Status.UNKNOWN:
+        return False
+    if line.name != "accuracy_drop" or line.figure is None:
+        return True
+    low, high = line.figure.interval
+    return low + (high - low) / ERRORS > line.limit
 
 
 def _rank(trial: Trial) -> tuple[float, ...]:

@@ -215,6 +215,10 @@ def test_what_is_sure_to_keep_the_budget_goes_before_what_may_not(prefer: Prefer
     assert unsure.verdict.status is Status.UNKNOWN
     assert choose([unsure, sure], prefer) == sure
     assert choose([unsure], prefer) == unsure
+    # Within one standard error, it is likely enough to be chosen, though not proven.
+    likely = losing("likely", 0.013, latency=1.0)
+    assert likely.verdict.status is Status.UNKNOWN
+    assert choose([likely, sure], prefer) == likely
 
 
 @given(
