@@ -4,7 +4,6 @@
     python run.py                        replay the golden inputs and compare the outputs
     python run.py predict IN.npy ...     run one input; --out FOLDER saves output-0.npy ...
     python run.py bench                  latency, memory and load time in this fresh process
-    python run.py sustained --seconds N  latency of a long run, with temperature and clock
     python run.py outputs FOLDER OUT     run every sample of a folder of input-*.npy
 
 The runtime is onnxruntime for .onnx files; ai-edge-litert, or tflite-runtime on old devices, for
@@ -14,9 +13,7 @@ The runtime is onnxruntime for .onnx files; ai-edge-litert, or tflite-runtime on
 # This file travels: it must run on Python 3.8 and with numpy 1, so no newer syntax here.
 
 import argparse
-import collections
 import datetime
-import glob
 import itertools
 import json
 import os
@@ -34,9 +31,6 @@ WARM_UP_SECONDS = 0.3
 MOST_SAMPLES = 10000
 # A model of seconds must not take an hour: fewer runs then, and so wider bounds.
 MOST_SECONDS = 120.0
-# A long run is told window by window, in seconds; its two ends are told apart.
-WINDOW = 10.0
-END = 60.0
 
 
 class Trouble(Exception):
@@ -215,51 +209,6 @@ def circumstances(cores):
     }
 
 
-def sustained(path, artifact, threads, version, source, seconds):
-    """Runs one input after the other for so long: what is left of the speed once it is warm."""
-    cores = pinned(threads)
-    session = opened(path, artifact, threads)
-    given = [fitted(session, row) for row in itertools.islice(rows_of(source), 8)]
-    warm_up(session, given)
-    window, end = min(WINDOW, seconds / 6), min(END, seconds / 3)
-    windows, first, last = [], [], collections.deque(maxlen=round(end / window))
-    began = time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        begins, latencies = time.perf_counter() - began, []
-        while not latencies or time.perf_counter() - began < begins + window:
-            started = time.perf_counter()
-            session.run(given[len(latencies) % len(given)])
-            latencies.append(time.perf_counter() - started)
-        windows.append(window_of(begins, latencies, cores))
-        last.append((begins, np.array(latencies)))
-        if begins < end:
-            first.append(last[-1][1])
-    return {
-        "seconds": time.perf_counter() - began,
-        "first": window_of(0.0, np.concatenate(first), ()),
-        "last": window_of(last[0][0], np.concatenate([each for _, each in last]), ()),
-        "windows": windows,
-        "threads": threads,
-        "runtime": version,
-        **circumstances(cores),
-    }
-
-
-def window_of(begins, latencies, cores):
-    """Percentiles in seconds; degrees Celsius and hertz at its end, None where nobody says."""
-    found = dict(zip(("p50", "p90", "p99"), np.percentile(latencies, (50, 90, 99)).tolist()))
-    clocks = [number_of(CLOCKS % (core, "scaling_cur_freq")) for core in cores]
-    degrees = [number_of(zone) for zone in glob.glob(THERMAL_ZONES)] if cores else []
-    known, warm = [c for c in clocks if c], [d for d in degrees if d]
-    return dict(
-        found,
-        begins=begins,
-        inferences=len(latencies),
-        temperature=max(warm) / 1e3 if warm else None,
-        clock=sum(known) * 1e3 / len(known) if known else None,
-    )
-
-
 def pinned(threads):
     """Keeps to as many cores, the fastest ones; the first, which serves interrupts, last of all."""
     if not hasattr(os, "sched_setaffinity"):
@@ -274,7 +223,6 @@ def pinned(threads):
 
 
 CLOCKS = "/sys/devices/system/cpu/cpu%d/cpufreq/%s"
-THERMAL_ZONES = "/sys/class/thermal/thermal_zone*/temp"
 
 
 def text_of(path):
@@ -408,8 +356,6 @@ def parse(arguments):
     benching.add_argument("--count", type=int, default=1024)
     benching.add_argument("--fill", action="store_true", help="run on until --seconds are over")
     benching.add_argument("--raw", action="store_true", help="print every latency")
-    lasting = commands.add_parser("sustained")
-    lasting.add_argument("--seconds", type=float, default=600.0)
     whole = commands.add_parser("outputs")
     whole.add_argument("folder")
     whole.add_argument("out")
@@ -436,10 +382,6 @@ def answer(asked):
         effort = (asked.seconds, asked.count, asked.fill)
         result = bench(path, artifact, threads, version, source, *effort)
         print(json.dumps(result if asked.raw else summarized(result)))
-        return 0
-    if asked.command == "sustained":
-        source = os.path.join(folder, golden_of(artifact)["folder"])
-        print(json.dumps(sustained(path, artifact, threads, version, source, asked.seconds)))
         return 0
     session = opened(path, artifact, threads)
     if asked.command == "predict":

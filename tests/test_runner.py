@@ -325,22 +325,6 @@ def test_it_keeps_to_the_fastest_of_the_cores_that_it_may_use(
     assert kept == [3, 1, 2, 3, 0, 1, 2, 3]
 
 
-def test_heat_and_clock_are_told_where_the_system_tells_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(runner, "CLOCKS", f"{tmp_path}/cpu%d/%s")
-    monkeypatch.setattr(runner, "THERMAL_ZONES", f"{tmp_path}/zone*")
-    unknown = runner.window_of(1.0, [0.002, 0.001, 0.003], [0])
-    assert (unknown["temperature"], unknown["clock"]) == (None, None)
-    assert (unknown["begins"], unknown["inferences"], unknown["p50"]) == (1.0, 3, 0.002)
-    (tmp_path / "cpu0").mkdir()
-    (tmp_path / "cpu0" / "scaling_cur_freq").write_text("1500000\n")
-    (tmp_path / "zone0").write_text("41500\n")
-    (tmp_path / "zone1").write_text("67000\n")
-    known = runner.window_of(1.0, [0.002], [0])
-    assert (known["temperature"], known["clock"]) == (67.0, 1.5e9)
-
-
 def test_an_input_file_that_is_not_there_is_named(bundle: Bundle) -> None:
     assert_refused(bundle.run(HERE, "predict", "none.npy", "none.npy"), 2, "cannot read none.npy")
 

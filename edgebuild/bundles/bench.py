@@ -17,6 +17,7 @@ from edgebuild.bundles._loader import run_loader
 from edgebuild.bundles.manifest import Bundle
 from edgebuild.bundles.metered import metered
 from edgebuild.bundles.native import bench_native, pack_native, refuse_emulated
+from edgebuild.bundles.run_on import run_on
 from edgebuild.vocabulary.contracts import Completed, Device, Fit, MemoryTrial, Meter
 from edgebuild.vocabulary.errors import DeviceError, EdgebuildError, InputError
 from edgebuild.vocabulary.measurement import Evidence, Measurement, Outcome, Sustained
@@ -100,7 +101,7 @@ def bench(bundle: Bundle, name: str, device: Device, effort: Effort) -> Benched:
     if found.measurement and limit is not None:
         found = replace(found, outcome=found.measurement.outcome(limit))
     if found.measurement and effort.sustained:
-        found = replace(found, sustained=_sustained(bundle, device, effort, effort.sustained))
+        found = replace(found, sustained=run_on(bundle, device, effort.sustained, effort.threads))
     return found
 
 
@@ -160,17 +161,6 @@ def _run_native(bundle: Bundle, name: str, device: Device, effort: Effort) -> Be
         folder = pack_native(bundle, Path(scratch) / "native", asked.stdout.strip())
         found = bench_native(folder, device, effort.seconds, effort.count)
     return Benched(name, f"{device.name}, {found.machine}", found)
-
-
-def _sustained(bundle: Bundle, device: Device, effort: Effort, seconds: Seconds) -> Sustained:
-    words = [*_threads(effort), "sustained", "--seconds", str(seconds)]
-    done = run_loader(bundle, device, *words, deadline=Seconds(seconds + MARGIN))
-    if done.returncode != 0:
-        raise DeviceError(f"{bundle.path}: the long run failed on {device.name}: {done.reason}")
-    try:
-        return TypeAdapter(Sustained).validate_json(done.stdout)
-    except ValidationError:
-        raise DeviceError(f"{device.name}: what it printed is no sustained run") from None
 
 
 def _threads(effort: Effort) -> list[str]:

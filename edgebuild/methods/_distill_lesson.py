@@ -188,9 +188,11 @@ def _labeled(rows: Rows, answers: Sequence[Tensor], outputs: Sequence[Output]) -
 def common_layout(networks: Sequence[nn.Module], inputs: Tensors) -> torch.memory_format:
     """Channels last, where convolutions on a CPU are faster, if all networks bear it.
 
-    One that takes a `view` of a feature map does not, and says so.
+    One that takes a `view` of a feature map does not, and says so. One that would hang does not.
     """
-    if not any(isinstance(module, nn.Conv2d) for one in networks for module in one.modules()):
+    modules = [module for one in networks for module in one.modules()]
+    convolutions = [module for module in modules if isinstance(module, nn.Conv2d)]
+    if not convolutions or any(map(_would_hang, convolutions)):
         return torch.contiguous_format
     try:
         for network in networks:
@@ -201,6 +203,16 @@ def common_layout(networks: Sequence[nn.Module], inputs: Tensors) -> torch.memor
     except RuntimeError:
         return torch.contiguous_format
     return torch.channels_last
+
+
+def _would_hang(layer: nn.Conv2d) -> bool:
+    """Whether torch 2.13 may never come back from its gradient, channels last.
+
+    Of strided kernels of one pixel over channels that are no multiple of eight, oneDNN's AVX2 code
+    overwrites the barrier that its threads wait at.
+    """
+    is_strided_pixel = layer.kernel_size == (1, 1) and max(layer.stride) > 1
+    return is_strided_pixel and layer.in_channels % 8 != 0
 
 
 def lay_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -436,6 +438,27 @@ def test_layers_of_the_same_shape_are_compared() -> None:
     with loss.watching(teacher, shared) as wanted:
         teacher(images(1, 0)[0][0])
     assert loss.feature_distance(wanted, wanted, shared).item() == 0.0
+
+
+# Trains what hung for good: the gradient of a strided kernel of one pixel, channels last.
+STRIDED = """
+import torch
+from edgebuild.methods._distill_lesson import common_layout, lay_out, laid_out
+
+torch.manual_seed(0)
+network = torch.nn.Sequential(torch.nn.Conv2d(4, 32, 1, stride=2))
+inputs = (torch.randn(64, 4, 28, 28),)
+layout = common_layout((network,), inputs)
+lay_out(network, layout)
+for _ in range(400):
+    network(*laid_out(inputs, layout)).square().mean().backward()
+"""
+
+
+@pytest.mark.slow
+def test_a_layer_whose_gradient_would_never_come_is_trained_in_the_other_layout() -> None:
+    command = [sys.executable, "-c", STRIDED]
+    assert subprocess.run(command, check=False, timeout=120).returncode == 0
 
 
 def test_a_view_of_a_feature_map_keeps_its_layout() -> None:
