@@ -102,6 +102,38 @@ def targets(
 
 
 @app.command()
+def plan(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A Hugging Face decoder: its folder, or its config.json alone.")
+    ],
+    target: Annotated[str, typer.Option("-t", "--target", help="A name, or the path of a .toml.")],
+    context: Annotated[int, typer.Option(min=1, help="Tokens that the KV cache holds.")] = 4096,
+    precision: Annotated[
+        str | None, typer.Option(help="Only this: fp16, int4-g128, int4-g32+int8-head, …")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say by arithmetic whether a language model fits, how fast it can be, and what else does."""
+    from edgebuild.inputs.target_file import load_target
+    from edgebuild.llm.checkpoint import load_checkpoint
+    from edgebuild.llm.plan import Mix
+    from edgebuild.llm.plan import plan as plan_fit
+    from edgebuild.report import terminal
+    from edgebuild.report.fit import as_json as fit_as_json
+    from edgebuild.report.fit import show_fit
+
+    profile = load_target(target)
+    mix = Mix.parse(precision) if precision else None
+    fit = plan_fit(load_checkpoint(checkpoint).decoder, profile, context, mix)
+    if as_json:
+        _print_json(fit_as_json(fit))
+    else:
+        show_fit(terminal.stderr(), fit)
+    if fit.chosen is None:
+        sys.exit(BREACHED)
+
+
+@app.command()
 def build(
     workload: Annotated[
         str,
