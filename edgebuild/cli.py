@@ -116,7 +116,7 @@ def plan(
     """Say by arithmetic whether a language model fits, how fast it can be, and what else does."""
     from edgebuild.inputs.target_file import load_target
     from edgebuild.llm.checkpoint import load_checkpoint
-    from edgebuild.llm.plan import Mix
+    from edgebuild.llm.mix import Mix
     from edgebuild.llm.plan import plan as plan_fit
     from edgebuild.report import terminal
     from edgebuild.report.fit import as_json as fit_as_json
@@ -131,6 +131,52 @@ def plan(
         show_fit(terminal.stderr(), fit)
     if fit.chosen is None:
         sys.exit(BREACHED)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A Hugging Face decoder's folder with config.json and weights.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write, or to go on in.")],
+    precision: Annotated[
+        str, typer.Option(help="fp16, int8, int4-g128, int4-g32-asym, int4-g32+int8-head, …")
+    ] = "int4-g32",
+    search: Annotated[
+        bool, typer.Option("--search", help="Search the scales that lose least; slower.")
+    ] = False,
+    importance: Annotated[
+        Path | None,
+        typer.Option(help="A .safetensors: how much each input of a tensor counts, by its name."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Round a language model to few bits, as a stream: memory does not depend on its size."""
+    from edgebuild.llm.checkpoint import load_checkpoint
+    from edgebuild.llm.convert import convert as convert_stream
+    from edgebuild.llm.importance import choose_importances
+    from edgebuild.llm.mix import Mix
+    from edgebuild.report import terminal
+    from edgebuild.report.fit import show_converted
+
+    mix = Mix.parse(precision)
+    read = load_checkpoint(checkpoint)
+    importances = choose_importances(read, importance) if search or importance else None
+    console = terminal.stderr()
+    with terminal.Bars(console) as bars:
+        found = convert_stream(read, out, mix, bars, importances)
+    summary = {
+        "folder": str(found.folder),
+        "bytes": found.index.size,
+        "tensors": len(found.index.entries),
+        "resumed": found.resumed,
+        "read": found.read,
+        "seconds": found.seconds,
+    }
+    if as_json:
+        _print_json(summary)
+    else:
+        show_converted(console, found.folder, found.index.size, found.read, found.seconds)
 
 
 @app.command()

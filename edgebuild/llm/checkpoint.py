@@ -24,6 +24,8 @@ DTYPES = {
     **{"I16": 2, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1},
 }
 FLOATS = ("BF16", "F16", "F32")
+# Eight-bit floats are still one number for each weight.
+FLOAT_METHODS = ("", "fp8")
 # safetensors itself allows no larger header.
 LARGEST_HEADER = 100_000_000
 
@@ -72,7 +74,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     files = _shards(path)
     quantization = _quantization(path / "config.json")
     tensors = _named(tensor for file in files for tensor in read_header(file))
-    if tensors and not quantization:
+    if tensors and quantization in FLOAT_METHODS:
         _refuse_other_shapes(path, decoder, tensors)
     return Checkpoint(path, decoder, tensors, quantization)
 

@@ -6,9 +6,9 @@ Nothing is loaded or run. Shapes give bytes; bytes and the device's facts give b
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 
+from edgebuild.llm.mix import MIXES, Mix
 from edgebuild.llm.siblings import smaller_siblings
 from edgebuild.vocabulary.decoder import Decoder, Role, Weights
 from edgebuild.vocabulary.errors import InvalidQuantity
@@ -36,45 +36,6 @@ JOULES_PER_BYTE = 8 * 7e-12
 LEAST_CONTEXT = 512
 
 
-@dataclass(frozen=True)
-class Mix:
-    """A precision for the layers and the embedding, and one for the head."""
-
-    body: WeightFormat
-    head: WeightFormat
-
-    @classmethod
-    def parse(cls, text: str) -> Mix:
-        """Reads "int4-g32", or "int4-g32+int8-head".
-
-        Raises:
-            InvalidQuantity: the text is no such mix.
-        """
-        body, _, head = text.partition("+")
-        if head and not head.endswith("-head"):
-            raise InvalidQuantity(f"{text!r} is no precision: write it as int4-g32+int8-head")
-        first = WeightFormat.parse(body)
-        return cls(first, WeightFormat.parse(head.removesuffix("-head")) if head else first)
-
-    def __str__(self) -> str:
-        return str(self.body) if self.head == self.body else f"{self.body}+{self.head}-head"
-
-    def of(self, weights: Weights) -> WeightFormat:
-        if weights.role.is_kept:
-            return WeightFormat(32)
-        return self.head if weights.role is Role.HEAD else self.body
-
-
-# From the most precise to the smallest.
-MIXES = tuple(
-    map(
-        Mix.parse,
-        (
-            *("fp32", "fp16", "int8-g32", "int4-g32+int8-g32-head", "int4-g32", "int4-g128"),
-            "int2-g32-asym",
-        ),
-    )
-)
 # Four-bit caches are not offered: they lose 14 to 17 % of the output.
 CACHES = {"fp16": 2, "int8": 1}
 

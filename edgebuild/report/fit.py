@@ -1,8 +1,9 @@
-"""Whether a language model fits, in the terminal: every precision with its sum and its speed."""
+"""Language models in the terminal: whether one fits, and what a conversion has made."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgebuild.vocabulary.fit import Fit, Loading, Option
-from edgebuild.vocabulary.units import format_energy, format_size
+from edgebuild.vocabulary.units import format_energy, format_size, format_time
 
 
 def as_json(fit: Fit) -> dict[str, object]:
@@ -41,6 +42,16 @@ def show_fit(console: Console, fit: Fit) -> None:
             console.print("nothing that is known fits here")
     for note in fit.notes:
         console.print(f"[dim]{escape(note)}")
+
+
+def show_converted(console: Console, folder: Path, size: int, read: int, seconds: float) -> None:
+    """Where a converted model lies, how large it is, and how fast it was made."""
+    console.print(f"{escape(str(folder))}: {format_size(size)}")
+    if read:
+        rate = format_size(read / max(seconds, 1e-9))
+        console.print(f"read {format_size(read)} in {format_time(seconds)}, {rate}/s")
+    else:
+        console.print("it was there already, and every hash is right")
 
 
 def _parameters(fit: Fit) -> str:

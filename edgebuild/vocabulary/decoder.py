@@ -8,18 +8,16 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What a tensor is for, which decides how it may be stored."""
+    """What a tensor is for, which decides how it may be stored.
+
+    Vectors (norms and biases) and routers stay floats: they are small, and errors there are dear.
+    """
 
     EMBEDDING = "embedding"
     HEAD = "head"
     MATRIX = "matrix"
     ROUTER = "router"
     VECTOR = "vector"
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether it stays a float: norms, biases and routers are small, and errors there dear."""
-        return self in (Role.ROUTER, Role.VECTOR)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`edgebuild plan` as a user meets it: a table, exit codes, one JSON object."""
+"""`edgebuild plan` and `convert` as a user meets them: tables, exit codes, one JSON object."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+
+from llm.checkpoints import write_checkpoint
 
 CONFIGS = Path(__file__).parent / "configs"
 PROGRAM = str(Path(sys.executable).with_name("edgebuild"))
@@ -36,3 +38,25 @@ def test_what_is_no_checkpoint_is_told_what_is_taken() -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "give a folder with the config.json of a Hugging Face decoder" in done.stderr
+
+
+def test_a_checkpoint_is_converted_once(tmp_path: Path) -> None:
+    checkpoint, out = write_checkpoint(tmp_path / "model"), tmp_path / "out"
+    words = ("convert", str(checkpoint), "-o", str(out), "--precision", "int4-g16", "--search")
+    first = edgebuild(*words, "--json")
+    assert first.returncode == 0, first.stderr
+    found = json.loads(first.stdout)
+    assert found["bytes"] == (out / "weights.data").stat().st_size
+    assert found["read"] > 0
+    again = edgebuild(*words)
+    assert "every hash is right" in again.stderr
+    assert (out / "config.json").read_bytes() == (checkpoint / "config.json").read_bytes()
+
+
+def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "model", shards=2)
+    (checkpoint / "model-00002-of-00002.safetensors").unlink()
+    done = edgebuild("convert", str(checkpoint), "-o", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "model-00002-of-00002.safetensors is missing" in done.stderr

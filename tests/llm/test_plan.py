@@ -8,7 +8,8 @@ import pytest
 
 from edgebuild.inputs.target_file import load_target
 from edgebuild.llm.config import load_decoder
-from edgebuild.llm.plan import MIXES, Mix, needs, plan, room_of
+from edgebuild.llm.mix import MIXES, Mix
+from edgebuild.llm.plan import needs, plan, room_of
 from edgebuild.vocabulary.decoder import Decoder
 from edgebuild.vocabulary.errors import InvalidQuantity
 from edgebuild.vocabulary.fit import Fit, Loading
