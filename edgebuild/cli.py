@@ -142,6 +142,12 @@ def convert(
     precision: Annotated[
         str, typer.Option(help="fp16, int8, int4-g128, int4-g32-asym, int4-g32+int8-head, …")
     ] = "int4-g32",
+    size: Annotated[
+        str | None, typer.Option(help="Instead: bits by matrix, to lose least in so much: 4.2GB.")
+    ] = None,
+    read_size: Annotated[
+        str | None, typer.Option("--read", help="As --size, of what one token reads: 3.5GB.")
+    ] = None,
     search: Annotated[
         bool, typer.Option("--search", help="Search the scales that lose least; slower.")
     ] = False,
@@ -156,15 +162,27 @@ def convert(
     from edgebuild.llm.convert import convert as convert_stream
     from edgebuild.llm.importance import choose_importances
     from edgebuild.llm.mix import Mix
+    from edgebuild.llm.mixed import Limit, choose, survey
     from edgebuild.report import terminal
     from edgebuild.report.fit import show_converted
+    from edgebuild.vocabulary.units import parse_size
 
-    mix = Mix.parse(precision)
+    if size and read_size:
+        raise InputError("give --size or --read, not both")
+    counted = Limit.READ if read_size else Limit.STORED
+    limit = parse_size(text) if (text := size or read_size) else None
+    uniform = Mix.parse(precision)
     read = load_checkpoint(checkpoint)
-    importances = choose_importances(read, importance) if search or importance else None
+    importances = choose_importances(read, importance)
     console = terminal.stderr()
     with terminal.Bars(console) as bars:
-        found = convert_stream(read, out, mix, bars, importances)
+        mixed = choose(survey(read, importances, bars), limit, counted) if limit else None
+        if mixed:
+            bars.say(f"chosen: {mixed}")
+        is_searched = search or importance is not None
+        found = convert_stream(
+            read, out, mixed or uniform, bars, importances if is_searched else None
+        )
     summary = {
         "folder": str(found.folder),
         "bytes": found.index.size,

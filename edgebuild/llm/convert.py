@@ -27,7 +27,7 @@ from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.checkpoint import FLOAT_METHODS, Checkpoint, StoredTensor
 from edgebuild.llm.importance import Importances
 from edgebuild.llm.journal import Journal
-from edgebuild.llm.mix import Mix
+from edgebuild.llm.mix import Layouts
 from edgebuild.llm.quantize import quantize
 from edgebuild.llm.rows import Rows, open_rows
 from edgebuild.llm.store import (
@@ -68,7 +68,7 @@ class Converted:
 def convert(
     checkpoint: Checkpoint,
     out: Path,
-    mix: Mix,
+    layouts: Layouts,
     progress: Progress,
     importances: Importances | None = None,
 ) -> Converted:
@@ -83,7 +83,7 @@ def convert(
         InvalidDestination: a folder with something else in it, in use, or without the space.
     """
     _refuse_unreadable(checkpoint)
-    entries = lay_out(checkpoint.decoder, mix)
+    entries = lay_out(checkpoint.decoder, layouts)
     identity = _identity(checkpoint, entries, importances)
     began = time.monotonic()
     with _claimed(out, end_of(entries)) as data:

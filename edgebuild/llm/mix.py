@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from edgebuild.vocabulary.decoder import Role, Weights
 from edgebuild.vocabulary.errors import InvalidQuantity
 from edgebuild.vocabulary.weight_format import WeightFormat
 
 KEPT = WeightFormat(32)
+
+
+class Layouts(Protocol):
+    """Says how each tensor is stored."""
+
+    def of(self, weights: Weights, name: str, /) -> WeightFormat: ...
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Mix:
     def __str__(self) -> str:
         return str(self.body) if self.head == self.body else f"{self.body}+{self.head}-head"
 
-    def of(self, weights: Weights) -> WeightFormat:
+    def of(self, weights: Weights, name: str = "", /) -> WeightFormat:
         """How tensors are stored; norms, biases and routers always as floats of four bytes."""
         by_role: Mapping[Role, WeightFormat] = {
             Role.MATRIX: self.body,

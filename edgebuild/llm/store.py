@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from edgebuild.llm.mix import Mix
+from edgebuild.llm.mix import Layouts
 from edgebuild.vocabulary.decoder import Decoder, Role, Weights
 from edgebuild.vocabulary.errors import InvalidBundle, InvalidQuantity
 from edgebuild.vocabulary.weight_format import WeightFormat
@@ -100,7 +100,7 @@ def load_index(folder: Path) -> Index:
     return index
 
 
-def lay_out(decoder: Decoder, mix: Mix) -> tuple[Entry, ...]:
+def lay_out(decoder: Decoder, layouts: Layouts) -> tuple[Entry, ...]:
     """A place for every tensor.
 
     Raises:
@@ -108,9 +108,9 @@ def lay_out(decoder: Decoder, mix: Mix) -> tuple[Entry, ...]:
     """
     entries, offset = [], 0
     for weights in decoder.weights:
-        layout = mix.of(weights)
-        _refuse_broken_rows(weights, layout)
         for name, norm in weights.names():
+            layout = layouts.of(weights, name)
+            _refuse_broken_rows(weights, layout)
             pieces = tuple(_placed(_arrays(weights, layout), offset))
             entries.append(Entry(name, weights.role, weights.shape, layout, pieces, norm))
             offset = _page_after(pieces[-1])

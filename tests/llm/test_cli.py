@@ -60,3 +60,15 @@ def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "model-00002-of-00002.safetensors is missing" in done.stderr
+
+
+def test_bits_by_matrix_keep_a_size(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "model")
+    words = ("convert", str(checkpoint), "-o", str(tmp_path / "out"))
+    done = edgebuild(*words, "--size", "60 kB", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "chosen: " in done.stderr
+    refused = edgebuild(*words, "--size", "1 kB")
+    assert refused.returncode == 2
+    assert "the smallest choices take" in refused.stderr
+    assert edgebuild(*words, "--size", "1 GB", "--read", "1 GB").returncode == 2
