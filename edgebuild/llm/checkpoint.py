@@ -6,10 +6,10 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgebuild.llm.config import load_decoder, read_settings
+from edgebuild.llm.config import Settings, load_decoder, read_settings
 from edgebuild.vocabulary.decoder import Decoder
 from edgebuild.vocabulary.errors import InvalidCheckpoint, first_line
 
@@ -26,6 +26,8 @@ DTYPES = {
 FLOATS = ("BF16", "F16", "F32")
 # Eight-bit floats are still one number for each weight.
 FLOAT_METHODS = ("", "fp8")
+# Those whose codes can be taken over.
+PACKED_METHODS = ("gptq", "awq")
 # safetensors itself allows no larger header.
 LARGEST_HEADER = 100_000_000
 
@@ -46,14 +48,19 @@ class StoredTensor:
 class Checkpoint:
     """A decoder with its tensors by the names that `Decoder` gives them.
 
-    There are none where the folder holds a config.json alone; `quantization` is the method that
-    the checkpoint was quantized by, empty where it holds floats.
+    There are none where the folder holds a config.json alone; `quantization` are the settings that
+    the checkpoint was quantized with, empty where it holds floats.
     """
 
     folder: Path
     decoder: Decoder
     tensors: Mapping[str, StoredTensor]
-    quantization: str = ""
+    quantization: Settings = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        """What the checkpoint was quantized by; empty for floats."""
+        return str(self.quantization.get("quant_method", "unknown")) if self.quantization else ""
 
     @property
     def stored(self) -> int:
@@ -74,9 +81,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     files = _shards(path)
     quantization = _quantization(path / "config.json")
     tensors = _named(tensor for file in files for tensor in read_header(file))
-    if tensors and quantization in FLOAT_METHODS:
-        _refuse_other_shapes(path, decoder, tensors)
-    return Checkpoint(path, decoder, tensors, quantization)
+    found = Checkpoint(path, decoder, tensors, quantization)
+    if tensors and found.method in FLOAT_METHODS + PACKED_METHODS:
+        _refuse_other_shapes(found)
+    return found
+
+
+def packed_name(name: str, part: str) -> str:
+    """What stands in a packed matrix's place: "q_proj.qweight" for "q_proj.weight"."""
+    return f"{name.removesuffix('weight')}{part}"
 
 
 def read_header(file: Path) -> Iterator[StoredTensor]:
@@ -143,12 +156,10 @@ def _refuse_pickles(folder: Path) -> None:
         )
 
 
-def _quantization(config: Path) -> str:
-    """The method that config.json says the weights were quantized by."""
+def _quantization(config: Path) -> Settings:
+    """What config.json says the weights were quantized with."""
     settings = read_settings(config).get("quantization_config")
-    if not isinstance(settings, dict):
-        return ""
-    return str(settings.get("quant_method", "unknown"))
+    return settings if isinstance(settings, dict) else {}
 
 
 def _named(tensors: Iterable[StoredTensor]) -> Mapping[str, StoredTensor]:
@@ -160,12 +171,14 @@ def _named(tensors: Iterable[StoredTensor]) -> Mapping[str, StoredTensor]:
     return found
 
 
-def _refuse_other_shapes(
-    folder: Path, decoder: Decoder, tensors: Mapping[str, StoredTensor]
-) -> None:
-    for weights in decoder.weights:
+def _refuse_other_shapes(checkpoint: Checkpoint) -> None:
+    folder, tensors = checkpoint.folder, checkpoint.tensors
+    for weights in checkpoint.decoder.weights:
         for name, _ in weights.names():
             found = tensors.get(name)
+            if found is None and packed_name(name, "qweight") in tensors:
+                _refuse_missing_parts(name, checkpoint)
+                continue
             if found is None:
                 raise InvalidCheckpoint(f"{folder} lacks {name}: give the whole checkpoint")
             if found.shape != weights.shape:
@@ -177,6 +190,15 @@ def _refuse_other_shapes(
                 raise InvalidCheckpoint(
                     f"{found.file}: {name} is stored as {found.dtype}, and not as floats"
                 )
+
+
+def _refuse_missing_parts(name: str, checkpoint: Checkpoint) -> None:
+    for part in ("qzeros", "scales"):
+        if packed_name(name, part) not in checkpoint.tensors:
+            missing = packed_name(name, part)
+            raise InvalidCheckpoint(
+                f"{checkpoint.folder} lacks {missing}: give the whole checkpoint"
+            )
 
 
 def _times(shape: Iterable[int]) -> str:

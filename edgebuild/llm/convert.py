@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 
 from edgebuild.cache import digest
 from edgebuild.llm._kernels_numpy import Floats
-from edgebuild.llm.checkpoint import FLOAT_METHODS, Checkpoint, StoredTensor
+from edgebuild.llm.checkpoint import FLOAT_METHODS, PACKED_METHODS, Checkpoint, StoredTensor
 from edgebuild.llm.importance import Importances
 from edgebuild.llm.journal import Journal
 from edgebuild.llm.mix import Layouts
-from edgebuild.llm.quantize import quantize
+from edgebuild.llm.quantize import Packed, quantize
+from edgebuild.llm.repack import Packing, Repacked, is_packed, packed_bytes, packing_of, repacked
 from edgebuild.llm.rows import Rows, open_rows
 from edgebuild.llm.store import (
     DATA,
@@ -47,11 +48,16 @@ from edgebuild.vocabulary.units import format_size, format_time
 
 # Weights that are rounded at once: enough that calls cost nothing, few enough for the cache.
 CHUNK = 2**19
+# Of packed matrices, which are read by columns: more at once, and fewer reads.
+PACKED_CHUNK = 2**22
 # How many bytes a step of progress stands for.
 STEP = 16_000_000
 JOURNAL = "journal.jsonl"
 # What a runtime needs beside the weights, copied as it is where it is there.
 BESIDE = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json")
+
+# One for each of a tensor's pieces.
+Arrays = Sequence[NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,9 @@ def convert(
         InvalidDestination: a folder with something else in it, in use, or without the space.
     """
     _refuse_unreadable(checkpoint)
+    packing = packing_of(checkpoint)
+    if packing:
+        layouts = Repacked(checkpoint, packing, layouts)
     entries = lay_out(checkpoint.decoder, layouts)
     identity = _identity(checkpoint, entries, importances)
     began = time.monotonic()
@@ -92,11 +101,15 @@ def convert(
         left = [entry for entry in entries if entry.name not in finished]
         if left:
             (out / INDEX).unlink(missing_ok=True)
-        total = sum(checkpoint.tensors[entry.name].length for entry in left)
+        total = sum(_stored_bytes(entry.name, checkpoint) for entry in left)
         with progress.step("convert", -(-total // STEP)) as bar:
             meter = _Meter(bar, total)
             for entry in left:
-                written = _write(entry, checkpoint.tensors, data, importances, meter)
+                if packing and is_packed(entry.name, checkpoint):
+                    arrays = _repacked_arrays(entry, checkpoint, packing, meter)
+                else:
+                    arrays = _rounded_arrays(entry, checkpoint.tensors, importances, meter)
+                written = _write(entry, data, arrays)
                 journal.append(entry.name, [piece.sha256 for piece in written.pieces])
                 finished[entry.name] = written
         os.fsync(data)
@@ -111,11 +124,17 @@ def _refuse_unreadable(checkpoint: Checkpoint) -> None:
     folder = checkpoint.folder
     if not checkpoint.tensors:
         raise InvalidCheckpoint(f"{folder} has no weights: *.safetensors is missing")
-    if checkpoint.quantization not in FLOAT_METHODS:
+    if checkpoint.method not in FLOAT_METHODS + PACKED_METHODS:
         raise InvalidCheckpoint(
-            f"{folder} is quantized by {checkpoint.quantization} already: give the floats that it "
-            "was made from"
+            f"{folder} is quantized by {checkpoint.method} already: give the floats that it was "
+            "made from"
         )
+
+
+def _stored_bytes(name: str, checkpoint: Checkpoint) -> int:
+    if is_packed(name, checkpoint):
+        return packed_bytes(name, checkpoint)
+    return checkpoint.tensors[name].length
 
 
 def _identity(
@@ -215,24 +234,35 @@ def _publish(index: Index, checkpoint: Path, out: Path) -> None:
 # ---- one tensor
 
 
-def _write(
+def _write(entry: Entry, data: int, arrays: Iterator[Arrays]) -> Entry:
+    """Writes what comes of a tensor into its place; the entry with its hashes."""
+    writers = [_Writer(data, piece.offset) for piece in entry.pieces]
+    for some in arrays:
+        for writer, array in zip(writers, some, strict=True):
+            writer.write(array)
+    return replace(entry, pieces=_with_hashes(entry.pieces, [w.hash.hexdigest() for w in writers]))
+
+
+def _repacked_arrays(
+    entry: Entry, checkpoint: Checkpoint, packing: Packing, meter: _Meter
+) -> Iterator[Arrays]:
+    stored = _stored_bytes(entry.name, checkpoint)
+    for packed in repacked(entry.name, entry.shape, checkpoint, packing, PACKED_CHUNK):
+        yield _in_order(packed)
+        meter.advance(stored * len(packed.codes) // entry.rows)
+
+
+def _rounded_arrays(
     entry: Entry,
     tensors: Mapping[str, StoredTensor],
-    data: int,
     importances: Importances | None,
     meter: _Meter,
-) -> Entry:
-    """Streams a tensor into its place; the entry with its hashes."""
+) -> Iterator[Arrays]:
     is_searched = importances is not None and not entry.layout.is_float
     importance = importances.of(entry) if importances and is_searched else None
-    writers = [_Writer(data, piece.offset) for piece in entry.pieces]
     with open_rows(entry.name, tensors) as rows:
         for first, chunk in _chunks(rows, meter):
-            for writer, array in zip(
-                writers, _arrays(entry, chunk, first, importance, rows), strict=True
-            ):
-                writer.write(array)
-    return replace(entry, pieces=_with_hashes(entry.pieces, [w.hash.hexdigest() for w in writers]))
+            yield _arrays(entry, chunk, first, importance, rows)
 
 
 def _chunks(rows: Rows, meter: _Meter) -> Iterator[tuple[int, Floats]]:
@@ -248,7 +278,7 @@ def _chunks(rows: Rows, meter: _Meter) -> Iterator[tuple[int, Floats]]:
 
 def _arrays(
     entry: Entry, chunk: Floats, first: int, importance: Floats | None, rows: Rows
-) -> Sequence[NDArray[Any]]:
+) -> Arrays:
     """The arrays of a few rows, in the order of the entry's pieces."""
     try:
         if entry.layout.is_float:
@@ -259,6 +289,11 @@ def _arrays(
         raise InvalidCheckpoint(
             f"{rows.tensor.file}: {entry.name}, rows {first} to {last}: {problem}"
         ) from None
+    return _in_order(packed)
+
+
+def _in_order(packed: Packed) -> Arrays:
+    """As a layout lists its pieces."""
     arrays: list[NDArray[Any]] = [packed.codes, packed.scales]
     return arrays if packed.zero_points is None else [*arrays, packed.zero_points]
 

@@ -17,7 +17,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from edgebuild.llm._kernels_numpy import Floats
-from edgebuild.llm.checkpoint import Checkpoint
+from edgebuild.llm.checkpoint import FLOAT_METHODS, Checkpoint
 from edgebuild.llm.importance import Importances
 from edgebuild.llm.mix import KEPT
 from edgebuild.llm.quantize import dequantize, quantize
@@ -25,7 +25,7 @@ from edgebuild.llm.rows import open_rows
 from edgebuild.llm.store import Entry
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.decoder import Role, Weights
-from edgebuild.vocabulary.errors import InvalidQuantity
+from edgebuild.vocabulary.errors import InvalidCheckpoint, InvalidQuantity
 from edgebuild.vocabulary.units import Bytes, format_size
 from edgebuild.vocabulary.weight_format import WeightFormat
 
@@ -97,7 +97,15 @@ def survey(
 
     Args:
         sensitivities: what a relative squared error of one costs at a tensor, by its name.
+
+    Raises:
+        InvalidCheckpoint: a checkpoint that is quantized already.
     """
+    if checkpoint.method not in FLOAT_METHODS:
+        raise InvalidCheckpoint(
+            f"{checkpoint.folder} is quantized by {checkpoint.method} already: bits can be chosen "
+            "for floats alone"
+        )
     given = sensitivities or {}
     found = []
     places = list(_places(checkpoint))

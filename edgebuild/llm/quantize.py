@@ -105,7 +105,7 @@ def quantize(
         raise ValueError(f"a weight is too large for scales of {layout.scale_bits} bits")
     found = loops.codes(blocks, grid.inverses, grid.zeros, layout.bits)
     scales = grid.scales if layout.scale_bits == 32 else grid.scales.astype(np.float16)
-    zeros = None if layout.is_symmetric else _packed_zeros(grid.zeros, layout.bits)
+    zeros = None if layout.is_symmetric else pack_rows(grid.zeros.astype(np.uint8), layout.bits)
     return Packed(found, scales, zeros)
 
 
@@ -130,17 +130,18 @@ def in_blocks(weights: Floats, layout: WeightFormat) -> Floats:
     return np.ascontiguousarray(whole).reshape(rows, -1, layout.block)
 
 
+def pack_rows(found: Codes, bits: int) -> Codes:
+    """`pack`, for rows that may not fill their last byte."""
+    missing = -found.shape[-1] % (8 // bits)
+    padding = [(0, 0)] * (found.ndim - 1) + [(0, missing)]
+    return pack(np.pad(found, padding) if missing else found, bits)
+
+
 def unpack(packed: Codes, bits: int) -> Codes:
     """The reverse of `pack`."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     apart = packed[..., None] >> shifts & np.uint8(2**bits - 1)
     return apart.reshape(*packed.shape[:-1], -1)
-
-
-def _packed_zeros(zeros: Floats, bits: int) -> Codes:
-    per_byte = 8 // bits
-    missing = -zeros.shape[1] % per_byte
-    return pack(np.pad(zeros.astype(np.uint8), ((0, 0), (0, missing))), bits)
 
 
 def _top(layout: WeightFormat) -> int:
