@@ -104,7 +104,7 @@ def targets(
 @app.command()
 def plan(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A Hugging Face decoder: its folder, or its config.json alone.")
+        Path, typer.Argument(help="A Hugging Face decoder: its folder or config.json; or a .gguf.")
     ],
     target: Annotated[str, typer.Option("-t", "--target", help="A name, or the path of a .toml.")],
     context: Annotated[int, typer.Option(min=1, help="Tokens that the KV cache holds.")] = 4096,
@@ -115,16 +115,16 @@ def plan(
 ) -> None:
     """Say by arithmetic whether a language model fits, how fast it can be, and what else does."""
     from edgebuild.inputs.target_file import load_target
-    from edgebuild.llm.checkpoint import load_checkpoint
     from edgebuild.llm.mix import Mix
     from edgebuild.llm.plan import plan as plan_fit
+    from edgebuild.llm.source import open_source
     from edgebuild.report import terminal
     from edgebuild.report.fit import as_json as fit_as_json
     from edgebuild.report.fit import show_fit
 
     profile = load_target(target)
     mix = Mix.parse(precision) if precision else None
-    fit = plan_fit(load_checkpoint(checkpoint).decoder, profile, context, mix)
+    fit = plan_fit(open_source(checkpoint).decoder, profile, context, mix)
     if as_json:
         _print_json(fit_as_json(fit))
     else:
@@ -136,7 +136,7 @@ def plan(
 @app.command()
 def convert(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A Hugging Face decoder's folder with config.json and weights.")
+        Path, typer.Argument(help="The folder of a Hugging Face decoder, or a .gguf.")
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write, or to go on in.")],
     precision: Annotated[
@@ -158,11 +158,11 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Round a language model to few bits, as a stream: memory does not depend on its size."""
-    from edgebuild.llm.checkpoint import load_checkpoint
     from edgebuild.llm.convert import convert as convert_stream
     from edgebuild.llm.importance import choose_importances
     from edgebuild.llm.mix import Mix
     from edgebuild.llm.mixed import Limit, choose, survey
+    from edgebuild.llm.source import open_source
     from edgebuild.report import terminal
     from edgebuild.report.fit import show_converted
     from edgebuild.vocabulary.units import parse_size
@@ -172,7 +172,7 @@ def convert(
     counted = Limit.READ if read_size else Limit.STORED
     limit = parse_size(text) if (text := size or read_size) else None
     uniform = Mix.parse(precision)
-    read = load_checkpoint(checkpoint)
+    read = open_source(checkpoint)
     importances = choose_importances(read, importance)
     console = terminal.stderr()
     with terminal.Bars(console) as bars:

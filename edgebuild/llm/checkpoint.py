@@ -34,7 +34,11 @@ LARGEST_HEADER = 100_000_000
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor's bytes are: row by row, little-endian."""
+    """Where a tensor's bytes are: row by row, little-endian.
+
+    `reordered_heads` is how many heads' rows are reordered within each, as llama.cpp does it, and
+    `offset_by` what is added to the values as they are read.
+    """
 
     name: str
     file: Path
@@ -42,6 +46,8 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     length: int
+    reordered_heads: int = 0
+    offset_by: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Checkpoint:
     the checkpoint was quantized with, empty where it holds floats.
     """
 
-    folder: Path
+    path: Path
     decoder: Decoder
     tensors: Mapping[str, StoredTensor]
     quantization: Settings = field(default_factory=dict)
@@ -77,13 +83,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     decoder = load_decoder(path)
     if not path.is_dir():
-        return Checkpoint(path.parent, decoder, {})
+        return Checkpoint(path, decoder, {})
     files = _shards(path)
     quantization = _quantization(path / "config.json")
     tensors = _named(tensor for file in files for tensor in read_header(file))
     found = Checkpoint(path, decoder, tensors, quantization)
     if tensors and found.method in FLOAT_METHODS + PACKED_METHODS:
-        _refuse_other_shapes(found)
+        refuse_other_shapes(found)
     return found
 
 
@@ -171,8 +177,13 @@ def _named(tensors: Iterable[StoredTensor]) -> Mapping[str, StoredTensor]:
     return found
 
 
-def _refuse_other_shapes(checkpoint: Checkpoint) -> None:
-    folder, tensors = checkpoint.folder, checkpoint.tensors
+def refuse_other_shapes(checkpoint: Checkpoint) -> None:
+    """Every tensor that the decoder has must be there, in its shape.
+
+    Raises:
+        InvalidCheckpoint: one that is missing, of another shape, or no floats.
+    """
+    folder, tensors = checkpoint.path, checkpoint.tensors
     for weights in checkpoint.decoder.weights:
         for name, _ in weights.names():
             found = tensors.get(name)
@@ -186,7 +197,7 @@ def _refuse_other_shapes(checkpoint: Checkpoint) -> None:
                     f"{found.file}: {name} has the shape {_times(found.shape)}, and config.json "
                     f"says {_times(weights.shape)}"
                 )
-            if found.dtype not in FLOATS and not found.dtype.startswith("F8"):
+            if found.dtype not in FLOATS and not found.dtype.startswith(("F8", "Q")):
                 raise InvalidCheckpoint(
                     f"{found.file}: {name} is stored as {found.dtype}, and not as floats"
                 )
@@ -196,9 +207,7 @@ def _refuse_missing_parts(name: str, checkpoint: Checkpoint) -> None:
     for part in ("qzeros", "scales"):
         if packed_name(name, part) not in checkpoint.tensors:
             missing = packed_name(name, part)
-            raise InvalidCheckpoint(
-                f"{checkpoint.folder} lacks {missing}: give the whole checkpoint"
-            )
+            raise InvalidCheckpoint(f"{checkpoint.path} lacks {missing}: give the whole checkpoint")
 
 
 def _times(shape: Iterable[int]) -> str:

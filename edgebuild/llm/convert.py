@@ -116,12 +116,12 @@ def convert(
     decoder = checkpoint.decoder
     ordered = tuple(finished[entry.name] for entry in entries)
     index = Index(SCHEMA, decoder.name, decoder.family, identity, ordered)
-    _publish(index, checkpoint.folder, out)
+    _publish(index, checkpoint.path, out)
     return Converted(index, out, total, len(entries) - len(left), time.monotonic() - began)
 
 
 def _refuse_unreadable(checkpoint: Checkpoint) -> None:
-    folder = checkpoint.folder
+    folder = checkpoint.path
     if not checkpoint.tensors:
         raise InvalidCheckpoint(f"{folder} has no weights: *.safetensors is missing")
     if checkpoint.method not in FLOAT_METHODS + PACKED_METHODS:

@@ -64,7 +64,7 @@ def choose_importances(checkpoint: Checkpoint, file: Path | None) -> Importances
         return Importances(checkpoint)
     given = {tensor.name: tensor for tensor in read_header(file)}
     if not given.keys() & checkpoint.tensors.keys():
-        raise InvalidCheckpoint(f"{file} names no tensor of {checkpoint.folder}")
+        raise InvalidCheckpoint(f"{file} names no tensor of {checkpoint.path}")
     with file.open("rb") as opened:
         name = hashlib.file_digest(opened, "sha256").hexdigest()
     return Importances(checkpoint, name, given)

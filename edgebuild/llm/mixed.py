@@ -103,7 +103,7 @@ def survey(
     """
     if checkpoint.method not in FLOAT_METHODS:
         raise InvalidCheckpoint(
-            f"{checkpoint.folder} is quantized by {checkpoint.method} already: bits can be chosen "
+            f"{checkpoint.path} is quantized by {checkpoint.method} already: bits can be chosen "
             "for floats alone"
         )
     given = sensitivities or {}

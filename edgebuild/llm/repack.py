@@ -76,7 +76,7 @@ def packing_of(checkpoint: Checkpoint) -> Packing | None:
     is_known = bits in (INTEGER_BITS if method == "gptq" else (4,))
     if not is_known or not isinstance(group, int) or str(settings.get("version")) == "gemv":
         raise InvalidCheckpoint(
-            f"{checkpoint.folder}: {method} with {bits} bits in groups of {group} is not read"
+            f"{checkpoint.path}: {method} with {bits} bits in groups of {group} is not read"
         )
     is_first = method == "gptq" and settings.get("checkpoint_format", "gptq") == "gptq"
     return Packing(method, int(str(bits)), max(group, 0), int(is_first))
@@ -208,6 +208,6 @@ def _refuse_other_order(name: str, inputs: int, checkpoint: Checkpoint, packing:
     expected = np.arange(inputs) // (packing.group or inputs)
     if not np.array_equal(read, expected):
         raise InvalidCheckpoint(
-            f"{checkpoint.folder}: {name} is grouped out of order (desc_act), for which "
+            f"{checkpoint.path}: {name} is grouped out of order (desc_act), for which "
             "onnxruntime has no kernel: give one that was made without"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +13,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from edgebuild.llm._gguf_blocks import BLOCK_FORMATS
 from edgebuild.llm._kernels_numpy import Floats
-from edgebuild.llm.checkpoint import DTYPES, StoredTensor
+from edgebuild.llm.checkpoint import StoredTensor
 from edgebuild.llm.quantize import kernels
 from edgebuild.vocabulary.errors import InvalidCheckpoint
 
@@ -36,7 +38,7 @@ class Rows:
     def shape(self) -> tuple[int, int]:
         """Rows and columns; a vector is one row."""
         shape = self.tensor.shape
-        return (shape[0], shape[1]) if len(shape) == 2 else (1, self.tensor.length // self._size)
+        return (shape[0], shape[1]) if len(shape) == 2 else (1, math.prod(shape))
 
     def read(self, first: int, out: Floats) -> None:
         """Fills [rows, columns] from a row on.
@@ -44,19 +46,34 @@ class Rows:
         Raises:
             InvalidCheckpoint: the file ends before the rows do.
         """
-        length = out.size * self._size
+        if self.tensor.reordered_heads:
+            self._read_in_order(first, out)
+        else:
+            self._read_as_stored(first, out)
+        if self.scales is not None:
+            out *= _spread(self.scales, first, out.shape)
+        if self.tensor.offset_by:
+            out += np.float32(self.tensor.offset_by)
+
+    def _read_as_stored(self, first: int, out: Floats) -> None:
+        pitch = self.tensor.length // self.shape[0]
+        length = len(out) * pitch
         if len(self._raw) < length:
             self._raw.extend(bytes(length - len(self._raw)))
         view = memoryview(self._raw)[:length]
-        offset = self.tensor.offset + first * out.shape[1] * self._size
-        self._fill(view, offset)
+        self._fill(view, self.tensor.offset + first * pitch)
         _convert(np.frombuffer(view, np.uint8), self.tensor.dtype, out)
-        if self.scales is not None:
-            out *= _spread(self.scales, first, out.shape)
 
-    @property
-    def _size(self) -> int:
-        return DTYPES[self.tensor.dtype]
+    def _read_in_order(self, first: int, out: Floats) -> None:
+        """Rows from whole heads: llama.cpp puts the second half of each between the first's."""
+        rows, inputs = self.shape
+        head = rows // self.tensor.reordered_heads
+        start, end = first // head, -(-(first + len(out)) // head)
+        stored = np.empty(((end - start) * head, inputs), np.float32)
+        self._read_as_stored(start * head, stored)
+        halves = stored.reshape(end - start, head // 2, 2, inputs).swapaxes(1, 2)
+        at = first - start * head
+        out[...] = halves.reshape(-1, inputs)[at : at + len(out)]
 
     def _fill(self, view: memoryview, offset: int) -> None:
         while view:
@@ -125,6 +142,9 @@ def _convert(raw: NDArray[np.uint8], dtype: str, out: Floats) -> None:
         kernels().widen(raw.view(np.uint16).reshape(out.shape), out)
     elif dtype == "F16":
         out[...] = raw.view(np.float16).reshape(out.shape)
+    elif dtype in BLOCK_FORMATS:
+        blocks = BLOCK_FORMATS[dtype]
+        out[...] = blocks.floats(raw.reshape(-1, blocks.bytes)).reshape(out.shape)
     elif dtype == "F32":
         out[...] = raw.view(np.float32).reshape(out.shape)
     else:
