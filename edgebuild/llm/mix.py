@@ -28,7 +28,7 @@ class Mix:
 
     @classmethod
     def parse(cls, text: str) -> Mix:
-        """Reads "int4-g32", or "int4-g32+int8-g32-head".
+        """Reads "int4-g32", or "int4-g32+int8-head".
 
         Raises:
             InvalidQuantity: the text is no such mix.
@@ -40,7 +40,10 @@ class Mix:
         return cls(first, WeightFormat.parse(head.removesuffix("-head")) if head else first)
 
     def __str__(self) -> str:
-        return str(self.body) if self.head == self.body else f"{self.body}+{self.head}-head"
+        if self.head == self.body:
+            return str(self.body)
+        # A block of 32 may stay unsaid, and names are long enough.
+        return f"{self.body}+{str(self.head).removesuffix('-g32')}-head"
 
     def of(self, weights: Weights, name: str = "", /) -> WeightFormat:
         """How tensors are stored; norms, biases and routers always as floats of four bytes."""
@@ -57,7 +60,7 @@ MIXES = tuple(
     map(
         Mix.parse,
         (
-            *("fp32", "fp16", "int8-g32", "int4-g32+int8-g32-head", "int4-g32", "int4-g128"),
+            *("fp32", "fp16", "int8-g32", "int4-g32+int8-head", "int4-g32", "int4-g128"),
             "int2-g32-asym",
         ),
     )

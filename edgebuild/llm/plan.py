@@ -36,6 +36,7 @@ JOULES_PER_BYTE = 8 * 7e-12
 LEAST_CONTEXT = 512
 
 
+WHOLE = "fp32"
 # Four-bit caches are not offered: they lose 14 to 17 % of the output.
 CACHES = {"fp16": 2, "int8": 1}
 
@@ -50,7 +51,7 @@ def plan(decoder: Decoder, target: Target, context: int, precision: Mix | None =
     room = room_of(target)
     mixes = (precision,) if precision else MIXES
     options = tuple(_best(decoder, target, mix, context) for mix in mixes)
-    chosen = next((option for option in options if option.fits), None)
+    chosen = _first_fitting(options)
     return Fit(
         model=decoder.name,
         family=decoder.family,
@@ -175,6 +176,15 @@ def _best(decoder: Decoder, target: Target, mix: Mix, context: int) -> Option:
     return next(fitting, min(variants, key=lambda option: option.overrun))
 
 
+def _first_fitting(options: Sequence[Option]) -> Option | None:
+    """The most precise that fits.
+
+    Checkpoints hold halves, so that floats of four bytes are only taken where they were asked for.
+    """
+    worthwhile = [each for each in options if each.precision != WHOLE] or options
+    return next((option for option in worthwhile if option.fits), None)
+
+
 def _option(
     decoder: Decoder, target: Target, mix: Mix, cache: str, loading: Loading, context: int
 ) -> Option:
@@ -208,8 +218,7 @@ def _nearest(
 ) -> Iterator[Nearest]:
     """Fewer bits, a shorter context, a smaller sibling: of each the best that fits."""
     fewer = [mix for mix in MIXES if mix.body.bits < asked[-1].body.bits]
-    options = [_best(decoder, target, mix, context) for mix in fewer]
-    if found := next((option for option in options if option.fits), None):
+    if found := _first_fitting([_best(decoder, target, mix, context) for mix in fewer]):
         yield Nearest("fewer bits", found)
     if shorter := _shorter(decoder, target, context, asked):
         yield Nearest("a shorter context", shorter)
@@ -220,7 +229,7 @@ def _nearest(
             for mix in MIXES
             if mix.body.bits >= 4
         ]
-        if found := next((option for option in options if option.fits), None):
+        if found := _first_fitting(options):
             yield Nearest(sibling.relation, found)
             return
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from edgebuild.vocabulary.fit import Fit, Loading, Option
+from edgebuild.vocabulary.fit import Fit, Option
 from edgebuild.vocabulary.units import format_energy, format_size, format_time
 
 
@@ -62,28 +62,30 @@ def _parameters(fit: Fit) -> str:
 def _table(fit: Fit) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
         collapse_padding=True,
         title=f"At {fit.context} tokens (predicted, by arithmetic)",
     )
-    for title in ("", "precision", "file", "KV cache", "needs", "longest", "tokens/s", "J/token"):
-        table.add_column(title, justify="left" if title in ("", "precision") else "right")
+    for title in ("precision", "file", "KV cache", "needs", "held", "longest", "token/s"):
+        is_text = title in ("precision", "held")
+        table.add_column(title, justify="left" if is_text else "right", no_wrap=True)
     for option in fit.options:
-        mark = "→" if option is fit.chosen else "" if option.fits else "✗"
-        table.add_row(mark, *_cells(option), style="" if option.fits else "dim")
+        mark = "→" if option is fit.chosen else " " if option.fits else "✗"
+        table.add_row(*_cells(mark, option), style="" if option.fits else "dim")
     return table
 
 
-def _cells(option: Option) -> tuple[str, ...]:
+def _cells(mark: str, option: Option) -> tuple[str, ...]:
     needs, speed = option.needs, option.speed
     return (
-        option.precision,
+        f"{mark} {option.precision}",
         format_size(needs.stored),
         f"{format_size(needs.cache)} {option.cache}",
-        format_size(needs.total) + (" mapped" if needs.loading is Loading.MAPPED else ""),
+        format_size(needs.total),
+        needs.loading,
         str(option.longest_context or "–"),
-        f"{speed.decode:.3g} (< {speed.decode_bound:.3g})",
-        f"> {format_energy(speed.energy_floor)}",
+        f"{speed.decode:.3g}",
     )
 
 
@@ -95,5 +97,6 @@ def _verdict(option: Option) -> str:
     return (
         f"{option.model} at {option.precision} fits: {format_size(option.needs.total)} with "
         f"{option.context} tokens; about {speed.decode:.3g} tokens/s{lasting}, never more than "
-        f"{speed.decode_bound:.3g}; a prompt at {speed.prefill_bound:.3g} tokens/s at most"
+        f"{speed.decode_bound:.3g}; a prompt at {speed.prefill_bound:.3g} tokens/s at most; "
+        f"{format_energy(speed.energy_floor)} a token at least, for memory alone"
     )

@@ -28,7 +28,7 @@ def planned(name: str, target: str, context: int = 4096, precision: str = "") ->
 
 
 # Gigabytes of weights at each precision, and bytes of cache that a token leaves.
-PRECISIONS = ("fp32", "fp16", "int8-g32", "int4-g32", "int4-g32+int8-g32-head")
+PRECISIONS = ("fp32", "fp16", "int8-g32", "int4-g32", "int4-g32+int8-head")
 WORKED = {
     "llama-3.2-1b": (4.94, 2.47, 1.31, 0.70, 0.83, 32_768),
     "llama-3.2-3b": (12.9, 6.43, 3.41, 1.81, 2.00, 114_688),
@@ -63,7 +63,7 @@ def test_a_model_of_1_8_trillion_parameters_takes_7_2_terabytes_in_fp32() -> Non
 def test_llama_3_8b_fits_12_gb_with_four_bits_mapped() -> None:
     fit = planned("llama-3-8b", "phone-12gb")
     assert fit.chosen is not None
-    assert fit.chosen.precision == "int4-g32+int8-g32-head"
+    assert fit.chosen.precision == "int4-g32+int8-head"
     assert fit.chosen.needs.loading is Loading.MAPPED
     assert "prepacked" in " ".join(fit.notes)
     # 4.78 GB, of which the embedding is only looked up, and half a gigabyte of cache.
@@ -110,7 +110,16 @@ def test_a_context_that_is_too_long_is_answered_with_the_longest_that_fits() -> 
 def test_a_precision_that_does_not_fit_is_answered_with_fewer_bits() -> None:
     fit = planned("llama-3-8b", "phone-12gb", precision="fp16")
     assert [nearest.change for nearest in fit.nearest] == ["fewer bits", "a smaller sibling"]
-    assert fit.nearest[0].option.precision == "int4-g32+int8-g32-head"
+    assert fit.nearest[0].option.precision == "int4-g32+int8-head"
+
+
+def test_floats_of_four_bytes_are_only_taken_where_they_are_asked_for() -> None:
+    fit = planned("llama-3.2-1b", "phone-24gb")
+    assert fit.options[0].fits
+    assert fit.chosen is not None
+    assert fit.chosen.precision == "fp16"
+    asked = planned("llama-3.2-1b", "phone-24gb", precision="fp32")
+    assert asked.chosen is not None
 
 
 def test_a_target_that_says_nothing_of_mapped_files_grants_no_more() -> None:
@@ -139,7 +148,7 @@ def test_precisions_go_from_the_most_precise_to_the_smallest() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
-@pytest.mark.parametrize("text", ["fp16", "int8-g16", "int4-g32-asym", "int4-g128+int8-g32-head"])
+@pytest.mark.parametrize("text", ["fp16", "int8-g16", "int4-g32-asym", "int4-g128+int8-g64-head"])
 def test_a_mix_reads_what_it_is_written_as(text: str) -> None:
     assert str(Mix.parse(text)) == text
 
