@@ -14,7 +14,10 @@ from edgebuild.llm._kernels_numpy import Codes, Floats, pack
 from edgebuild.vocabulary.weight_format import WeightFormat
 
 # What a searched scale is tried to be, as shares of what covers the whole block.
-SHARES = tuple(np.linspace(1.05, 0.55, 21, dtype=np.float32))
+SHARES = tuple(np.linspace(1.05, 0.55, 11, dtype=np.float32))
+# How zero points are moved then, and how often that is done: more gained nothing.
+SHIFTS = (0, -1, 1)
+ROUNDS = 2
 # Below this, an inverse would be infinite; such a block is all zeros to any float16.
 LEAST_SCALE = np.float32(1e-30)
 
@@ -179,16 +182,32 @@ def _searched(
     importance: Floats,
     loops: Kernels,
 ) -> Grid:
-    """The grid with the least weighted error: of many scales, and then the best one refitted."""
+    """The grid with the least weighted error: the best of many scales, then fitted in rounds."""
     low, high = extremes
     best, least = covering, _errors(blocks, covering, layout, importance, loops)
     for share in SHARES:
         tried = _covering(low * share, high * share, layout)
         best, least = _better(blocks, best, least, tried, layout, importance, loops)
-    mixed, squared = loops.moments(blocks, best.inverses, best.zeros, _top(layout), importance)
-    fitted = np.where(squared > 0, mixed / np.where(squared > 0, squared, 1), best.scales)
-    tried = Grid(_as_stored(fitted.astype(np.float32), layout), best.zeros)
-    return _better(blocks, best, least, tried, layout, importance, loops)[0]
+    for shift in ((0,) if layout.is_symmetric else SHIFTS) * ROUNDS:
+        tried = _fitted(blocks, best, shift, layout, importance, loops)
+        best, least = _better(blocks, best, least, tried, layout, importance, loops)
+    return best
+
+
+def _fitted(
+    blocks: Floats,
+    grid: Grid,
+    shift: int,
+    layout: WeightFormat,
+    importance: Floats,
+    loops: Kernels,
+) -> Grid:
+    """The scale with the least squares for the codes that weights now have, zero points shifted."""
+    top = _top(layout)
+    zeros = np.clip(grid.zeros + np.float32(shift), np.float32(0), np.float32(top))
+    mixed, squared = loops.moments(blocks, grid.inverses, zeros, top, importance)
+    fitted = np.where(squared > 0, mixed / np.where(squared > 0, squared, 1), grid.scales)
+    return Grid(_as_stored(fitted.astype(np.float32), layout), zeros)
 
 
 def _better(

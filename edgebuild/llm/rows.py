@@ -56,7 +56,7 @@ class Rows:
             out += np.float32(self.tensor.offset_by)
 
     def _read_as_stored(self, first: int, out: Floats) -> None:
-        pitch = self.tensor.length // self.shape[0]
+        pitch = out.shape[1] * self.tensor.length // math.prod(self.tensor.shape)
         length = len(out) * pitch
         if len(self._raw) < length:
             self._raw.extend(bytes(length - len(self._raw)))
