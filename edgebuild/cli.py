@@ -183,16 +183,8 @@ def convert(
         found = convert_stream(
             read, out, mixed or uniform, bars, importances if is_searched else None
         )
-    summary = {
-        "folder": str(found.folder),
-        "bytes": found.index.size,
-        "tensors": len(found.index.entries),
-        "resumed": found.resumed,
-        "read": found.read,
-        "seconds": found.seconds,
-    }
     if as_json:
-        _print_json(summary)
+        _print_json(found.summary)
     else:
         show_converted(console, found.folder, found.index.size, found.read, found.seconds)
 

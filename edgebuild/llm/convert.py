@@ -70,6 +70,17 @@ class Converted:
     resumed: int
     seconds: float
 
+    @property
+    def summary(self) -> dict[str, object]:
+        return {
+            "folder": str(self.folder),
+            "bytes": self.index.size,
+            "tensors": len(self.index.entries),
+            "resumed": self.resumed,
+            "read": self.read,
+            "seconds": self.seconds,
+        }
+
 
 def convert(
     checkpoint: Checkpoint,
