@@ -102,6 +102,94 @@ def targets(
 
 
 @app.command()
+def plan(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A Hugging Face decoder: its folder or config.json; or a .gguf.")
+    ],
+    target: Annotated[str, typer.Option("-t", "--target", help="A name, or the path of a .toml.")],
+    context: Annotated[int, typer.Option(min=1, help="Tokens that the KV cache holds.")] = 4096,
+    precision: Annotated[
+        str | None, typer.Option(help="Only this: fp16, int4-g128, int4-g32+int8-head, …")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say by arithmetic whether a language model fits, how fast it can be, and what else does."""
+    from edgebuild.inputs.target_file import load_target
+    from edgebuild.llm.mix import Mix
+    from edgebuild.llm.plan import plan as plan_fit
+    from edgebuild.llm.source import open_source
+    from edgebuild.report import terminal
+    from edgebuild.report.fit import as_json as fit_as_json
+    from edgebuild.report.fit import show_fit
+
+    profile = load_target(target)
+    mix = Mix.parse(precision) if precision else None
+    fit = plan_fit(open_source(checkpoint).decoder, profile, context, mix)
+    if as_json:
+        _print_json(fit_as_json(fit))
+    else:
+        show_fit(terminal.stderr(), fit)
+    if fit.chosen is None:
+        sys.exit(BREACHED)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="The folder of a Hugging Face decoder, or a .gguf.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write, or to go on in.")],
+    precision: Annotated[
+        str, typer.Option(help="fp16, int8, int4-g128, int4-g32-asym, int4-g32+int8-head, …")
+    ] = "int4-g32",
+    size: Annotated[
+        str | None, typer.Option(help="Instead: bits by matrix, to lose least in so much: 4.2GB.")
+    ] = None,
+    read_size: Annotated[
+        str | None, typer.Option("--read", help="As --size, of what one token reads: 3.5GB.")
+    ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Search the scales that lose least; slower.")
+    ] = False,
+    importance: Annotated[
+        Path | None,
+        typer.Option(help="A .safetensors: how much each input of a tensor counts, by its name."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Round a language model to few bits, as a stream: memory does not depend on its size."""
+    from edgebuild.llm.convert import convert as convert_stream
+    from edgebuild.llm.importance import choose_importances
+    from edgebuild.llm.mix import Mix
+    from edgebuild.llm.mixed import Limit, choose, survey
+    from edgebuild.llm.source import open_source
+    from edgebuild.report import terminal
+    from edgebuild.report.fit import show_converted
+    from edgebuild.vocabulary.units import parse_size
+
+    if size and read_size:
+        raise InputError("give --size or --read, not both")
+    counted = Limit.READ if read_size else Limit.STORED
+    limit = parse_size(text) if (text := size or read_size) else None
+    uniform = Mix.parse(precision)
+    read = open_source(checkpoint)
+    importances = choose_importances(read, importance)
+    console = terminal.stderr()
+    with terminal.Bars(console) as bars:
+        mixed = choose(survey(read, importances, bars), limit, counted) if limit else None
+        if mixed:
+            bars.say(f"chosen: {mixed}")
+        is_searched = search or importance is not None
+        found = convert_stream(
+            read, out, mixed or uniform, bars, importances if is_searched else None
+        )
+    if as_json:
+        _print_json(found.summary)
+    else:
+        show_converted(console, found.folder, found.index.size, found.read, found.seconds)
+
+
+@app.command()
 def build(
     workload: Annotated[
         str,

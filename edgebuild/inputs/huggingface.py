@@ -188,8 +188,8 @@ def _find_architecture(folder: Path, settings: Mapping[str, Any]) -> Any:
     is_known = hasattr(architecture, "can_generate")
     if name.endswith(GENERATIVE_ENDINGS) or (is_known and architecture.can_generate()):
         raise InvalidWorkload(
-            f"{folder}: {name} is a generative model, which this version does not build: "
-            "give an encoder or a vision checkpoint"
+            f"{folder}: {name} is a generative model, which `edgebuild build` does not take: "
+            "give an encoder or a vision checkpoint, or see `edgebuild plan` and `convert`"
         )
     if not is_known:
         raise InvalidWorkload(

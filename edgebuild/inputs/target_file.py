@@ -239,6 +239,7 @@ class _Memory(_Table):
     ram: Size
     app_share: Annotated[Fraction, PlainValidator(_share_of_ram)]
     bandwidth: Bandwidth
+    mapped_share: Annotated[Fraction, PlainValidator(_share_of_ram)] | None = None
 
 
 class _Compute(_Table):
@@ -341,6 +342,10 @@ def _keys_beside(key: Key) -> Iterable[str]:
 
 
 def _refuse_impossible_facts(document: _Document, profile: _Profile) -> None:
+    memory = profile.memory
+    if memory.mapped_share is not None and memory.mapped_share < memory.app_share:
+        reason = f"{memory.mapped_share:g} is less than memory.app_share, which counts in it"
+        raise document.refusal(("memory", "mapped_share"), reason)
     power, cores = profile.power, profile.compute.cores
     if power.idle is not None and power.active is not None and power.idle > power.active:
         reason = f"{format_power(power.idle)} is more than active, {format_power(power.active)}"

@@ -70,6 +70,7 @@ def _facts(target: Target) -> Iterator[Row]:
     values = {
         "memory.ram": format_size(memory.ram),
         "memory.app_share": f"{memory.app_share:g}",
+        **({"memory.mapped_share": f"{memory.mapped_share:g}"} if memory.mapped_share else {}),
         "memory.bandwidth": f"{format_size(memory.bandwidth)}/s",
         "compute.isa": compute.isa,
         "compute.cores": str(compute.cores),

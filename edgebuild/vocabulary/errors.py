@@ -5,6 +5,7 @@
     │   ├── InvalidQuantity                 "22" without a unit
     │   ├── InvalidTarget                   a profile that cannot be a device
     │   ├── InvalidWorkload                 a network, split or score that cannot be built
+    │   ├── InvalidCheckpoint               a language model that cannot be read
     │   ├── InvalidBundle                   a folder that is not an intact bundle
     │   ├── InvalidDestination              an output path that cannot be written
     │   └── MissingPackage                  an extra that is not installed
@@ -48,6 +49,10 @@ class InvalidTarget(InputError):
 
 class InvalidWorkload(InputError):
     """A workload that cannot be loaded, or cannot be built from."""
+
+
+class InvalidCheckpoint(InputError):
+    """A folder that is not a whole language model, or not one that is known."""
 
 
 class InvalidBundle(InputError):

@@ -43,11 +43,16 @@ class Activations(StrEnum):
 
 @dataclass(frozen=True)
 class MemoryFacts:
-    """Main memory; `app_share` is the part of it that one application may take."""
+    """Main memory; `app_share` is the part of it that one application may take.
+
+    `mapped_share` is what it may take together with files that it maps, whose clean pages the
+    system can drop; None where that is not known to be more.
+    """
 
     ram: Bytes
     app_share: Fraction
     bandwidth: BytesPerSecond
+    mapped_share: Fraction | None = None
 
 
 @dataclass(frozen=True)

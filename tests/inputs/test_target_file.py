@@ -52,6 +52,7 @@ DEFECTS = {
     "missing-sources": "1: sources: missing key",
     "more-threads-than-cores": "18: runtime.litert.threads: 8 is more than the 4",
     "negative-memory": "5: memory.ram: '-2 GB' is negative",
+    "mapped-share-below-app-share": "7: memory.mapped_share: 0.4 is less than memory.app_share",
     "no-cores": "11: compute.cores: 0 is not above zero",
     "no-kernels": "16: runtime.litert: no kernels: list precisions for one of convolution",
     "no-runtime": r"1: runtime: no runtime: write a table .* \[runtime.litert\]",

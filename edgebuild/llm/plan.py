@@ -1,0 +1,261 @@
+"""Decides by arithmetic whether a decoder fits a device, and names the nearest that does.
+
+Nothing is loaded or run. Shapes give bytes; bytes and the device's facts give bounds of speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+from edgebuild.llm.mix import MIXES, Mix
+from edgebuild.llm.siblings import smaller_siblings
+from edgebuild.vocabulary.decoder import Decoder, Role, Weights
+from edgebuild.vocabulary.errors import InvalidQuantity
+from edgebuild.vocabulary.fit import Fit, Loading, Nearest, Needs, Option, Room, Speed
+from edgebuild.vocabulary.target import DeviceKind, Target
+from edgebuild.vocabulary.units import Bytes, Hertz, Joules, format_size
+from edgebuild.vocabulary.weight_format import WeightFormat
+
+# Tokens that are prefilled at once; more would need more memory and gain little.
+CHUNK = 128
+# Activations and logits are floats of four bytes on CPUs.
+FLOAT = 4
+# Heap that onnxruntime holds however small the network is: with weights mapped, 46 MB were seen.
+RUNTIME = Bytes(46_000_000)
+# onnxruntime's kernels hold a block's scale, sum and correction beside its weights: measured were
+# w · (0.5 + 10/block) bytes for w four-bit weights; other widths are taken to differ in the 0.5.
+REPACKED_PER_BLOCK = 10.0
+# What CPU decoders reach of the memory's bandwidth (published for Android), and what a phone's
+# heat leaves of that after minutes.
+REACHED = 0.5
+SUSTAINED = 0.55
+# LPDDR5 takes 7 pJ a bit, older memory more: a floor.
+JOULES_PER_BYTE = 8 * 7e-12
+# A conversation shorter than this is none.
+LEAST_CONTEXT = 512
+
+
+WHOLE = "fp32"
+# Four-bit caches are not offered: they lose 14 to 17 % of the output.
+CACHES = {"fp16": 2, "int8": 1}
+
+
+def plan(decoder: Decoder, target: Target, context: int, precision: Mix | None = None) -> Fit:
+    """Every precision of a decoder on a target, at a context of so many tokens.
+
+    Raises:
+        InvalidQuantity: a context that the model was not trained for.
+    """
+    _refuse_context(decoder, context)
+    room = room_of(target)
+    mixes = (precision,) if precision else MIXES
+    options = tuple(_best(decoder, target, mix, context) for mix in mixes)
+    chosen = _first_fitting(options)
+    return Fit(
+        model=decoder.name,
+        family=decoder.family,
+        parameters=decoder.parameters,
+        active_parameters=decoder.active_parameters,
+        target=target.name,
+        context=context,
+        room=room,
+        options=options,
+        chosen=chosen,
+        refusal="" if chosen else refusal(options, room, target),
+        nearest=() if chosen else tuple(_nearest(decoder, target, context, mixes)),
+        notes=tuple(_notes(target, chosen)),
+    )
+
+
+def room_of(target: Target) -> Room:
+    """What one application may take, of its own and with mapped files."""
+    memory = target.memory
+    share = memory.mapped_share or memory.app_share
+    total = Bytes(round(memory.ram * share))
+    return Room(memory.ram, target.app_memory, max(total, target.app_memory))
+
+
+def needs(decoder: Decoder, mix: Mix, cache: str, loading: Loading, context: int) -> Needs:
+    """The memory of a decoder at a precision, with a full context."""
+    is_mapped = loading is Loading.MAPPED
+    stored = sum(mix.of(each).size(*_matrix(each)) * each.count for each in decoder.weights)
+    # An embedding is looked up where it lies, whatever becomes of the rest.
+    looked_up = [each for each in decoder.weights if each.role is Role.EMBEDDING]
+    mapped = sum(mix.of(each).size(*_matrix(each)) for each in looked_up)
+    repacked = sum(_repacked(mix.of(each), each) for each in decoder.weights)
+    scores = decoder.heads * min(CHUNK, context) * context * FLOAT
+    return Needs(
+        loading=loading,
+        stored=Bytes(stored),
+        mapped=Bytes(stored if is_mapped else mapped),
+        repacked=Bytes(0 if is_mapped else round(repacked)),
+        cache=Bytes(decoder.cached * context * CACHES[cache]),
+        # Exported graphs compute the logits of the last token alone.
+        logits=Bytes(decoder.vocabulary * FLOAT),
+        activations=Bytes(min(CHUNK, context) * decoder.activations * FLOAT + scores),
+        runtime=RUNTIME,
+    )
+
+
+def speed(decoder: Decoder, mix: Mix, cache: str, target: Target, context: int) -> Speed:
+    """Bounds of speed: decoding waits for memory, prefilling for arithmetic."""
+    weights = sum(mix.of(each).size(*_matrix(each)) * each.read for each in decoder.weights)
+    read = weights + decoder.cached * context * CACHES[cache]
+    bound = target.memory.bandwidth / read
+    rate = target.compute.fp32 if mix.body.is_float else target.compute.int8
+    # A prompt's token attends to half of the prompt, on average.
+    multiplied = decoder.active_parameters + decoder.attended * context / 2
+    is_phone = target.kind is DeviceKind.PHONE
+    return Speed(
+        bytes_per_token=Bytes(read),
+        decode_bound=Hertz(bound),
+        decode=Hertz(bound * REACHED),
+        decode_sustained=Hertz(bound * REACHED * SUSTAINED) if is_phone else None,
+        prefill_bound=Hertz(rate / (2 * multiplied)),
+        energy_floor=Joules(read * JOULES_PER_BYTE),
+    )
+
+
+def refusal(options: Sequence[Option], room: Room, target: Target) -> str:
+    """The sum that does not fit, of what comes nearest to fitting."""
+    best = min(options, key=lambda option: option.overrun)
+    needed = best.needs
+    parts = {
+        "weights": needed.mapped + needed.repacked,
+        f"KV cache of {best.context} tokens": needed.cache,
+        "activations and logits": needed.activations + needed.logits,
+        "the runtime": needed.runtime,
+    }
+    summed = " + ".join(f"{format_size(size)} {word}" for word, size in parts.items())
+    is_total = needed.total / room.total >= needed.anonymous / room.anonymous
+    limit = room.total if is_total else room.anonymous
+    kind = "" if is_total else " as memory of its own"
+    share = f"{format_size(room.ram)} × {limit / room.ram:g}"
+    even = "even " if len(options) > 1 else ""
+    return (
+        f"{even}{best.precision} needs {summed} = {format_size(needed.total)}; {target.name} "
+        f"leaves an application {format_size(limit)}{kind} ({share}): {best.overrun:.3g} times that"
+    )
+
+
+def _refuse_context(decoder: Decoder, context: int) -> None:
+    if context < 1:
+        raise InvalidQuantity(f"a context of {context} tokens: it must hold one at least")
+    longest = decoder.longest_context
+    if longest is not None and context > longest:
+        raise InvalidQuantity(
+            f"a context of {context} tokens: {decoder.name} was made for {longest} at most"
+        )
+
+
+def _matrix(weights: Weights) -> tuple[int, int]:
+    return weights.outputs, weights.inputs
+
+
+def _repacked(stored: WeightFormat, weights: Weights) -> float:
+    """What the runtime holds of weights after it has reordered them."""
+    if weights.role is Role.EMBEDDING:
+        return 0.0
+    if stored.is_float:
+        return float(stored.size(*_matrix(weights)) * weights.count)
+    per_weight = stored.bits / 8 + REPACKED_PER_BLOCK / stored.block
+    return weights.elements * weights.count * per_weight
+
+
+def _best(decoder: Decoder, target: Target, mix: Mix, context: int) -> Option:
+    """The first way to hold it that fits, else the one that exceeds least.
+
+    A cache of halves goes first, then what the runtime does by itself.
+    """
+    variants = [
+        _option(decoder, target, mix, cache, loading, context)
+        for cache, loading in product(CACHES, Loading)
+    ]
+    fitting = (option for option in variants if option.fits)
+    return next(fitting, min(variants, key=lambda option: option.overrun))
+
+
+def _first_fitting(options: Sequence[Option]) -> Option | None:
+    """The most precise that fits.
+
+    Checkpoints hold halves, so that floats of four bytes are only taken where they were asked for.
+    """
+    worthwhile = [each for each in options if each.precision != WHOLE] or options
+    return next((option for option in worthwhile if option.fits), None)
+
+
+def _option(
+    decoder: Decoder, target: Target, mix: Mix, cache: str, loading: Loading, context: int
+) -> Option:
+    room = room_of(target)
+    needed = needs(decoder, mix, cache, loading, context)
+    return Option(
+        model=decoder.name,
+        precision=str(mix),
+        cache=cache,
+        context=context,
+        needs=needed,
+        overrun=needed.overrun(room),
+        longest_context=_longest(decoder, mix, cache, loading, room),
+        speed=speed(decoder, mix, cache, target, context),
+    )
+
+
+def _longest(decoder: Decoder, mix: Mix, cache: str, loading: Loading, room: Room) -> int:
+    """The most tokens that fit: from a whole chunk on, memory grows by as much with each."""
+    short, longer = (needs(decoder, mix, cache, loading, n) for n in (CHUNK, CHUNK + 1))
+    grows = longer.anonymous - short.anonymous
+    left = min(room.anonymous - short.anonymous, room.total - short.total)
+    if left < 0:
+        return 0
+    fitting = CHUNK + left // grows
+    return min(fitting, decoder.longest_context or fitting)
+
+
+def _nearest(
+    decoder: Decoder, target: Target, context: int, asked: Sequence[Mix]
+) -> Iterator[Nearest]:
+    """Fewer bits, a shorter context, a smaller sibling: of each the best that fits."""
+    fewer = [mix for mix in MIXES if mix.body.bits < asked[-1].body.bits]
+    if found := _first_fitting([_best(decoder, target, mix, context) for mix in fewer]):
+        yield Nearest("fewer bits", found)
+    if shorter := _shorter(decoder, target, context, asked):
+        yield Nearest("a shorter context", shorter)
+    for sibling in smaller_siblings(decoder):
+        longest = sibling.decoder.longest_context or context
+        options = [
+            _best(sibling.decoder, target, mix, min(context, longest))
+            for mix in MIXES
+            if mix.body.bits >= 4
+        ]
+        if found := _first_fitting(options):
+            yield Nearest(sibling.relation, found)
+            return
+
+
+def _shorter(decoder: Decoder, target: Target, context: int, asked: Sequence[Mix]) -> Option | None:
+    """The longest context that fits, at the most precise of the mixes that has room for one."""
+    for mix in asked:
+        variants = [
+            _option(decoder, target, mix, cache, loading, LEAST_CONTEXT)
+            for cache, loading in product(CACHES, Loading)
+        ]
+        best = max(variants, key=lambda option: option.longest_context)
+        if LEAST_CONTEXT <= best.longest_context < context:
+            length = best.longest_context
+            return _option(decoder, target, mix, best.cache, best.needs.loading, length)
+    return None
+
+
+def _notes(target: Target, chosen: Option | None) -> Iterator[str]:
+    if target.memory.mapped_share is None:
+        yield "mapped files are counted as the application's own memory on this target"
+    if chosen is None:
+        return
+    if chosen.precision.startswith("int2"):
+        yield "what two bits lose is unknown until it is measured, and mostly much"
+    if chosen.needs.loading is Loading.MAPPED:
+        yield "fits only with weights that are prepacked for the device and mapped"
+    if chosen.cache == "int8":
+        yield "fits only with a KV cache of eight bits"
