@@ -235,7 +235,7 @@ def measurement_of(case: Case, artifact: Artifact, device: Device, effort: Effor
     form = TypeAdapter(Measurement)
 
     def run(folder: Path) -> None:
-        taken = clock(case, artifact, device, effort)
+        taken = clock(artifact, case.calibration, threads, device, effort)
         (folder / "measurement.json").write_bytes(form.dump_json(taken))
 
     key = digest(
@@ -251,11 +251,12 @@ def measurement_of(case: Case, artifact: Artifact, device: Device, effort: Effor
     return measurement
 
 
-def clock(case: Case, artifact: Artifact, device: Device, effort: Effort) -> Measurement:
+def clock(
+    artifact: Artifact, samples: StoredSamples, threads: int, device: Device, effort: Effort
+) -> Measurement:
     """One measurement, taken anew."""
-    threads = runtime_facts(case.target, artifact.runtime).threads
     with _spec(artifact, threads) as spec:
-        options = ["--raw", "--inputs", device.push(case.calibration.folder)]
+        options = ["--raw", "--inputs", device.push(samples.folder)]
         options += ["--seconds", str(effort.seconds), "--count", str(effort.count)]
         said = _run(device, spec, "bench", *options)
     return TypeAdapter(Measurement).validate_json(said)

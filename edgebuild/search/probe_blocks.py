@@ -1,0 +1,317 @@
+"""Small pieces of networks in drawn shapes: what a probe times, each as whole networks have it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Sides of images inside networks, at inputs of 96 to 320 pixels.
+SIDES = (7, 8, 10, 12, 14, 16, 19, 20, 24, 28, 32, 38, 40, 48, 56, 64, 75, 80, 96, 112)
+# What a block may compute and hold, so that a probe ends in a minute on a slow board.
+MOST_MACS = 60e6
+MOST_NUMBERS = 1.2e6
+ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Hardswish,
+    nn.SiLU,
+    nn.GELU,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.LeakyReLU,
+    nn.Hardsigmoid,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a network with an input of its own."""
+
+    network: nn.Module
+    example: Tensor
+
+
+class SideBySide(nn.Module):
+    """Blocks that share nothing: no runtime can fuse or reorder anything between them."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(block(value) for block, value in zip(self.blocks, inputs, strict=True))
+
+
+class Inverted(nn.Module):
+    """Widen, filter each channel, narrow, as MobileNets do; the sum where the shape allows it."""
+
+    def __init__(self, width: int, times: int, kernel: int, stride: int, act: nn.Module) -> None:
+        super().__init__()
+        wide = width * times
+        self.widen = nn.Conv2d(width, wide, 1)
+        self.filter = nn.Conv2d(wide, wide, kernel, stride, kernel // 2, groups=wide)
+        self.narrow = nn.Conv2d(wide, width, 1)
+        self.act = act
+        self.is_sum = stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.narrow(self.act(self.filter(self.act(self.widen(x)))))
+        return x + y if self.is_sum else y
+
+
+class Residual(nn.Module):
+    """Two full convolutions around a sum, as ResNets have them, after one that leads in."""
+
+    def __init__(self, inputs: int, width: int, kernel: int, stride: int, act: nn.Module) -> None:
+        super().__init__()
+        self.lead = nn.Conv2d(inputs, width, kernel, stride, kernel // 2)
+        self.first = nn.Conv2d(width, width, kernel, 1, kernel // 2)
+        self.second = nn.Conv2d(width, width, kernel, 1, kernel // 2)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.lead(x))
+        out: Tensor = self.act(y + self.second(self.act(self.first(y))))
+        return out
+
+
+class Gated(nn.Module):
+    """Channels weighed by what the whole image holds: squeeze and excitation."""
+
+    def __init__(self, width: int, kernel: int, gate: nn.Module) -> None:
+        super().__init__()
+        self.filter = nn.Conv2d(width, width, kernel, 1, kernel // 2, groups=width)
+        self.down = nn.Conv2d(width, max(width // 4, 8), 1)
+        self.up = nn.Conv2d(max(width // 4, 8), width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.relu(self.filter(x))
+        weight = self.gate(self.up(functional.relu(self.down(y.mean((2, 3), keepdim=True)))))
+        out: Tensor = self.out(y * weight)
+        return out
+
+
+class Pooled(nn.Module):
+    """A pooling between two convolutions."""
+
+    def __init__(self, inputs: int, width: int, pool: nn.Module) -> None:
+        super().__init__()
+        self.before = nn.Conv2d(inputs, width, 3, 1, 1)
+        self.pool = pool
+        self.after = nn.Conv2d(width, inputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.after(self.pool(functional.relu(self.before(x))))
+        return out
+
+
+class Joined(nn.Module):
+    """What lies deeper, made larger and put beside what lies higher: a decoder's step."""
+
+    def __init__(self, width: int, grow: nn.Module) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(width, width, 3, 2, 1)
+        self.grow = grow
+        self.side = nn.Conv2d(width, width, 1)
+        self.out = nn.Conv2d(2 * width, width, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grown = self.grow(functional.relu(self.down(x)))
+        out: Tensor = self.out(torch.cat([grown, self.side(x)], 1))
+        return out
+
+
+class Classified(nn.Module):
+    """The end of a classifier: the mean of an image, and a layer of one row."""
+
+    def __init__(self, inputs: int, width: int, classes: int) -> None:
+        super().__init__()
+        self.last = nn.Conv2d(inputs, width, 1)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(functional.relu(self.last(x)).mean((2, 3)))
+        return out
+
+
+class Attention(nn.Module):
+    """A transformer's block, with its norms after or before."""
+
+    def __init__(self, width: int, heads: int, times: int) -> None:
+        super().__init__()
+        self.heads, self.size = heads, width // heads
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, times * width), nn.Linear(times * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.before(x)
+        parts = (self._split(layer(y)) for layer in (self.query, self.key, self.value))
+        seen = functional.scaled_dot_product_attention(*parts)
+        x = x + self.out(seen.transpose(1, 2).flatten(2))
+        out: Tensor = x + self.down(functional.gelu(self.up(self.between(x))))
+        return out
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(1, -1, self.heads, self.size).transpose(1, 2)
+
+
+class Layers(nn.Module):
+    """Linear layers with a function between them, over tokens or over one row."""
+
+    def __init__(self, widths: Sequence[int], act: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths, widths[1:]))  # noqa: B905, RUF007
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = self.act(layer(x))
+        return x
+
+
+def image_blocks(draw: random.Random, count: int) -> list[Block]:
+    """Blocks of convolutions, each kind in turn, in drawn shapes."""
+    makers = (_inverted, _residual, _gated, _pooled, _joined, _classified, _inverted, _stem)
+    return [_fitting(makers[number % len(makers)], draw) for number in range(count)]
+
+
+def token_blocks(draw: random.Random, count: int) -> list[Block]:
+    """Blocks of linear layers, each kind in turn, in drawn shapes."""
+    makers = (_attention, _tokens, _row)
+    return [_fitting(makers[number % len(makers)], draw) for number in range(count)]
+
+
+def tiny_blocks(draw: random.Random, count: int) -> list[Block]:
+    """Blocks with next to nothing to compute: they take what the calls of their kernels take."""
+    blocks = []
+    for number in range(count):
+        act = ACTIVATIONS[number % len(ACTIVATIONS)]()
+        if number % 3 == 2:
+            blocks.append(Block(Attention(16, 2, 2), torch.randn(1, 4, 16)))
+        else:
+            kernel = draw.choice((3, 5))
+            blocks.append(Block(Inverted(8, 2, kernel, 1, act), torch.randn(1, 8, 4, 4)))
+    return blocks
+
+
+def _fitting(make: Callable[[random.Random], Block | None], draw: random.Random) -> Block:
+    """Draws until a block is small enough."""
+    while (block := make(draw)) is None:
+        pass
+    return block
+
+
+def _width(draw: random.Random, low: int, high: int) -> int:
+    """Log-uniform; mostly a multiple of eight, as networks have them."""
+    width = round(math.exp(draw.uniform(math.log(low), math.log(high))))
+    return width if draw.random() < 0.15 else max(round(width / 8) * 8, 8)
+
+
+def _is_fit(macs: float, numbers: float) -> bool:
+    return macs <= MOST_MACS and numbers <= MOST_NUMBERS
+
+
+def _image(width: int, side: int) -> Tensor:
+    return torch.randn(1, width, side, side)
+
+
+def _act(draw: random.Random) -> nn.Module:
+    return draw.choice(ACTIVATIONS)()
+
+
+def _inverted(draw: random.Random) -> Block | None:
+    width, side, times = _width(draw, 8, 160), draw.choice(SIDES), draw.choice((1, 2, 3, 4, 6))
+    kernel, stride = draw.choice((3, 3, 5)), draw.choice((1, 1, 2))
+    if not _is_fit(2 * width * width * times * side**2, width * times * side**2):
+        return None
+    return Block(Inverted(width, times, kernel, stride, _act(draw)), _image(width, side))
+
+
+def _residual(draw: random.Random) -> Block | None:
+    inputs, width, side = _width(draw, 8, 256), _width(draw, 8, 512), draw.choice(SIDES)
+    kernel, stride = draw.choice((3, 3, 3, 5)), draw.choice((1, 2))
+    macs = (inputs + 2 * width) * width * (side / stride) ** 2 * kernel**2
+    if not _is_fit(macs, (inputs + width) * side**2):
+        return None
+    act = draw.choice((nn.ReLU, nn.ReLU, nn.SiLU, nn.LeakyReLU))()
+    return Block(Residual(inputs, width, kernel, stride, act), _image(inputs, side))
+
+
+def _gated(draw: random.Random) -> Block | None:
+    width, side = _width(draw, 16, 512), draw.choice(SIDES)
+    if not _is_fit(width * width * side**2, width * side**2):
+        return None
+    gate = draw.choice((nn.Sigmoid, nn.Hardsigmoid))()
+    return Block(Gated(width, draw.choice((3, 5)), gate), _image(width, side))
+
+
+def _pooled(draw: random.Random) -> Block | None:
+    inputs, width, side = _width(draw, 8, 96), _width(draw, 8, 128), draw.choice(SIDES[4:])
+    if not _is_fit(9 * inputs * width * side**2, width * side**2):
+        return None
+    pools = (nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.AvgPool2d(3, 2))
+    return Block(Pooled(inputs, width, draw.choice(pools)), _image(inputs, side))
+
+
+def _joined(draw: random.Random) -> Block | None:
+    width, side = _width(draw, 8, 128), draw.choice([side for side in SIDES if side % 2 == 0])
+    if not _is_fit(22 * width**2 * side**2, 4 * width * side**2):
+        return None
+    grow: nn.Module = nn.Upsample(scale_factor=2, mode=draw.choice(("nearest", "bilinear")))
+    if draw.random() < 0.4:
+        grow = nn.ConvTranspose2d(width, width, 2, 2)
+    return Block(Joined(width, grow), _image(width, side))
+
+
+def _classified(draw: random.Random) -> Block | None:
+    inputs, width, side = _width(draw, 16, 320), _width(draw, 64, 1280), draw.choice((4, 7, 8, 10))
+    classes = draw.choice((2, 10, 100, 1000))
+    if not _is_fit(inputs * width * side**2, width * side**2):
+        return None
+    return Block(Classified(inputs, width, classes), _image(inputs, side))
+
+
+def _stem(draw: random.Random) -> Block | None:
+    """An image's first layers: few channels, many pixels."""
+    inputs, width = draw.choice((1, 3, 3, 3)), draw.choice((8, 16, 24, 32, 64))
+    side, kernel = draw.choice((32, 64, 96, 128, 160, 224)), draw.choice((3, 3, 7))
+    stride = draw.choice((1, 2, 2))
+    if not _is_fit(inputs * width * (side / stride * kernel) ** 2, width * (side / stride) ** 2):
+        return None
+    first = nn.Conv2d(inputs, width, kernel, stride, kernel // 2)
+    then = nn.Conv2d(width, width, 3, 1, 1, groups=draw.choice((1, width)))
+    return Block(nn.Sequential(first, _act(draw), then, nn.ReLU()), _image(inputs, side))
+
+
+def _attention(draw: random.Random) -> Block | None:
+    heads, size = draw.choice((2, 3, 4, 6, 8, 12)), draw.choice((16, 32, 64))
+    tokens, times = draw.choice((16, 32, 50, 64, 128, 197)), draw.choice((2, 4))
+    width = heads * size
+    macs = (4 + 2 * times) * width**2 * tokens + 2 * tokens**2 * width
+    if macs > 3 * MOST_MACS or heads * tokens**2 > MOST_NUMBERS:
+        return None
+    return Block(Attention(width, heads, times), torch.randn(1, tokens, width))
+
+
+def _tokens(draw: random.Random) -> Block | None:
+    widths = [_width(draw, 16, 1024) for _ in range(3)]
+    tokens = draw.choice((8, 16, 32, 64, 128, 256))
+    if not _is_fit(tokens * widths[1] * (widths[0] + widths[2]), tokens * max(widths)):
+        return None
+    return Block(Layers(widths, _act(draw)), torch.randn(1, tokens, widths[0]))
+
+
+def _row(draw: random.Random) -> Block | None:
+    widths = [_width(draw, 16, 2048) for _ in range(3)]
+    act = draw.choice((nn.ReLU, nn.Tanh, nn.Sigmoid))()
+    return Block(Layers(widths, act), torch.randn(1, widths[0]))
