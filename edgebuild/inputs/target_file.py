@@ -21,7 +21,9 @@ from pydantic import (
     ValidationError,
 )
 
+from edgebuild.inputs.calibration_file import read_calibration
 from edgebuild.inputs.this_machine import detected_facts
+from edgebuild.vocabulary.calibration import Calibration
 from edgebuild.vocabulary.errors import InvalidQuantity, InvalidTarget, did_you_mean
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.target import (
@@ -73,7 +75,16 @@ def load_target(name_or_path: str | Path) -> Target:
     _refuse_impossible_facts(document, profile)
     _refuse_impossible_budget(document, profile)
     _refuse_missing_sources(document, tables)
-    return _as_target(document.path.stem, profile)
+    return _as_target(document.path.stem, profile, _calibration(document, profile))
+
+
+def profile_text(name_or_path: str | Path) -> str:
+    """A profile as it stands in its file.
+
+    Raises:
+        InvalidTarget: no such target, or a file that cannot be read.
+    """
+    return _Document.read(_file_of(name_or_path)).text
 
 
 def target_names() -> list[str]:
@@ -277,6 +288,10 @@ class _Budget(_Table):
     accuracy_drop: Share | None = None
 
 
+class _Calibration(_Table):
+    file: Text
+
+
 class _Profile(_Table):
     title: Text
     kind: DeviceKind
@@ -285,6 +300,7 @@ class _Profile(_Table):
     runtime: Annotated[dict[RuntimeName, _Runtime], Field(min_length=1)]
     power: _Power = Field(default_factory=_Power)
     budget: _Budget = Field(default_factory=_Budget)
+    calibration: _Calibration | None = None
     sources: dict[str, Text]
 
 
@@ -336,6 +352,7 @@ def _keys_beside(key: Key) -> Iterable[str]:
         "runtime": _Runtime,
         "power": _Power,
         "budget": _Budget,
+        "calibration": _Calibration,
     }
     return tables[key[0]].model_fields if len(key) > 1 else _Profile.model_fields
 
@@ -379,6 +396,26 @@ def _refuse_impossible_budget(document: _Document, profile: _Profile) -> None:
         raise document.refusal(("budget", "accuracy_drop"), "is more than 100 %")
 
 
+def _calibration(document: _Document, profile: _Profile) -> Calibration | None:
+    """What a probe of the device has timed, from the file beside the profile."""
+    if profile.calibration is None:
+        return None
+    key = ("calibration", "file")
+    try:
+        found = read_calibration(document.path.parent / profile.calibration.file)
+    except InvalidTarget as error:
+        raise document.refusal(key, str(error)) from None
+    for probed in found.runtimes:
+        table = profile.runtime.get(probed.name)  # type: ignore[call-overload]
+        if table is not None and table.threads != probed.threads:
+            reason = (
+                f"{probed.name} was probed on {probed.threads} threads and has {table.threads} "
+                "here: probe it again"
+            )
+            raise document.refusal(key, reason)
+    return found
+
+
 def _refuse_missing_sources(document: _Document, tables: Tables) -> None:
     """Every fact needs a source, its own or its table's; every source needs its key."""
     keys = {".".join(key): key for key in _keys(tables) if key[0] != "sources"}
@@ -414,7 +451,7 @@ def _is_sourced(key: Key, sources: Mapping[str, str]) -> bool:
     return any(".".join(key[:length]) in sources for length in range(1, len(key) + 1))
 
 
-def _as_target(name: str, profile: _Profile) -> Target:
+def _as_target(name: str, profile: _Profile, calibration: Calibration | None) -> Target:
     return Target(
         name=name,
         title=profile.title,
@@ -425,6 +462,7 @@ def _as_target(name: str, profile: _Profile) -> Target:
         power=PowerFacts(**dict(profile.power)),
         budget=Budget(**dict(profile.budget)),
         sources=dict(profile.sources),
+        calibration=calibration,
     )
 
 

@@ -280,7 +280,7 @@ _Destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _keep_payload = _Destructor(lambda _payload: None)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _library() -> ctypes.CDLL:
     package = importlib.util.find_spec("ai_edge_litert")
     if package is None or package.origin is None:

@@ -51,19 +51,20 @@ XNNPACK = (
     (r"(Static )?Slice|Strided Slice", "SLICE"),
     (r"Split|Even Split", "SPLIT"),
     (r"Depth To Space", "DEPTH_TO_SPACE"),
+    (r"Sigmoid", "LOGISTIC"),
+    (r"Tanh", "TANH"),
+    (r"HardSwish", "HARD_SWISH"),
+    (r"GELU", "GELU"),
+    (r"Leaky ReLU", "LEAKY_RELU"),
+    (r"Reciprocal Square Root", "RSQRT"),
+    (r"Clamp", "clamp"),
+    (r"Invalid Unary Op", "look-up"),
 )
 ALIKE = {
     **dict.fromkeys(LAYERS, "layer"),
     **dict.fromkeys(CONVERSIONS, "conversion"),
+    **dict.fromkeys(("RELU", "RELU6", "RELU_0_TO_1", "RELU_N1_TO_1"), "clamp"),
     **{"SUM": "MEAN", "STRIDED_SLICE": "SLICE", "PADV2": "PAD", "EXPAND_DIMS": "RESHAPE"},
-}
-# What XNNPACK calls a function that it has no operator for.
-LOOK_UP = "Invalid Unary Op"
-# Of one input each, and XNNPACK has no name for what it looks up in a table.
-UNARY = {
-    *("LOGISTIC", "TANH", "HARD_SWISH", "GELU", "RELU", "RELU6", "RELU_0_TO_1", "RELU_N1_TO_1"),
-    *("LEAKY_RELU", "ELU", "EXP", "LOG", "SQRT", "RSQRT", "SQUARE", "ABS", "NEG", "PRELU"),
-    *("SIN", "COS", "FLOOR", "CEIL", "ROUND", "SIGN"),
 }
 
 
@@ -73,8 +74,8 @@ class _Operator:
     work: KernelWork
 
 
-def works_of(path: Path, kernels: Sequence[str]) -> list[KernelWork | None]:
-    """The work of each kernel; None where it is not told which operator a kernel computes.
+def works_of(path: Path, kernels: Sequence[str]) -> list[KernelWork]:
+    """The work of each kernel.
 
     The profile names kernels, and the file holds more operators than run: constants are folded,
     paddings and conversions are fused. So the two sequences are laid side by side where they
@@ -84,20 +85,21 @@ def works_of(path: Path, kernels: Sequence[str]) -> list[KernelWork | None]:
     ran, stored = list(map(_token, kernels)), [operator.token for operator in operators]
     pairs = _side_by_side(ran, stored)
     pairs |= _left_over(ran, stored, pairs)
-    return [
-        _as_run(kernel, operators[pairs[number]].work) if number in pairs else None
-        for number, kernel in enumerate(kernels)
-    ]
+    works: list[KernelWork] = []
+    for number, kernel in enumerate(kernels):
+        paired = operators[pairs[number]].work if number in pairs else None
+        works.append(paired or _put_between(kernel, works[-1:]))
+    return works
 
 
-def _as_run(kernel: str, work: KernelWork) -> KernelWork:
-    """A function between two conversions is one look-up of bytes in a table, whatever it is."""
-    if not kernel.startswith(LOOK_UP):
-        return work
-    narrow = {"read": Bytes(work.read // 4), "written": Bytes(work.written // 4)}
-    is_float = work.numerics == Precision.FP32
-    looked_up = replace(work, form="look-up", numerics=str(Precision.INT8_STATIC))
-    return replace(looked_up, **narrow) if is_float else looked_up
+def _put_between(kernel: str, before: Sequence[KernelWork]) -> KernelWork:
+    """A kernel that is no operator of the file works on what the one before it has put out."""
+    form = kernel.partition(" (")[0]
+    if not before:
+        return KernelWork(form, Precision.FP32, 0, Bytes(0), Bytes(0), Bytes(0), 1, 1)
+    written, width = before[0].written, before[0].outputs
+    numerics = before[0].numerics
+    return KernelWork(form, numerics, 0, Bytes(0), written, written, width, width)
 
 
 def _token(kernel: str) -> str:
@@ -105,14 +107,7 @@ def _token(kernel: str) -> str:
     for pattern, token in XNNPACK:
         if re.match(pattern, kernel):
             return token
-    if kernel in NAMES.values():
-        return _alike(kernel)
-    # What remains of XNNPACK's are functions of one input.
-    return "unary"
-
-
-def _alike(name: str) -> str:
-    return "unary" if name in UNARY else ALIKE.get(name, name)
+    return ALIKE.get(kernel, kernel)
 
 
 def _side_by_side(ran: Sequence[str], stored: Sequence[str]) -> dict[int, int]:
@@ -147,13 +142,36 @@ def _left_over(
 def _operators(path: Path) -> Iterator[_Operator]:
     model = flatbuffer_utils.read_model(path)
     subgraph = model.subgraphs[0]
-    for operator in subgraph.operators:
-        code = model.operatorCodes[operator.opcodeIndex]
-        name = str(NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)])
+    names = [_name(model, operator) for operator in subgraph.operators]
+    makers = {int(t): n for n, o in enumerate(subgraph.operators) for t in o.outputs}
+    readers = {int(t): n for n, o in enumerate(subgraph.operators) for t in o.inputs}
+    for name, operator in zip(names, subgraph.operators, strict=True):
         inputs = [subgraph.tensors[int(one)] for one in operator.inputs if one >= 0]
         outputs = [subgraph.tensors[int(one)] for one in operator.outputs]
         constants = [one for one in inputs if _is_constant(model, one)]
-        yield _Operator(_alike(name), _work(name, inputs, outputs, constants))
+        work = _work(name, inputs, outputs, constants)
+        before = names[makers[int(operator.inputs[0])]] if operator.inputs[0] in makers else ""
+        after = names[readers[int(operator.outputs[0])]] if operator.outputs[0] in readers else ""
+        if (before, after) == ("DEQUANTIZE", "QUANTIZE") and len(inputs) == 1:
+            yield _Operator("look-up", _looked_up(work))
+        else:
+            yield _Operator(ALIKE.get(name, name), work)
+
+
+def _name(model: Any, operator: Any) -> str:
+    code = model.operatorCodes[operator.opcodeIndex]
+    return str(NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)])
+
+
+def _looked_up(work: KernelWork) -> KernelWork:
+    """A function between two conversions is one look-up of bytes in a table, whatever it is."""
+    return replace(
+        work,
+        form="look-up",
+        numerics=str(Precision.INT8_STATIC),
+        read=Bytes(work.read // 4),
+        written=Bytes(work.written // 4),
+    )
 
 
 def _is_constant(model: Any, tensor: Any) -> bool:

@@ -1,10 +1,14 @@
 """Times every kernel of an ONNX model, where there is nothing but numpy and onnxruntime."""
 # This file travels: it must run on Python 3.8 and with numpy 1, so no newer syntax here.
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +16,15 @@ import numpy as np
 FLUSH_BYTES = 96 * 2**20
 
 
-def profile(path, settings, inputs, threads, hot, cold, optimized=""):
+def profile(
+    path: str,
+    settings: Mapping[str, str],
+    inputs: Mapping[str, Any],
+    threads: int,
+    hot: int,
+    cold: int,
+    optimized: str = "",
+) -> list[dict[str, Any]]:
     """Every kernel in order, with its seconds in each of the runs.
 
     One run before them warms the caches and is not counted. A second session, with weights that
@@ -23,18 +35,20 @@ def profile(path, settings, inputs, threads, hot, cold, optimized=""):
     plain = dict(settings)
     plain["session.disable_prepacking"] = "1"
     shapes = _by_name(_entries(path, plain, inputs, threads, [False], ""))
-    return [_event(name, shapes.get(name, timed[name])[0], timed[name], hot, cold) for name in timed]
+    return [
+        _event(name, shapes.get(name, timed[name])[0], timed[name], hot, cold) for name in timed
+    ]
 
 
-def _by_name(entries):
+def _by_name(entries: Sequence[Any]) -> dict[str, list[Any]]:
     """The events of each kernel, one run after the other."""
-    found = {}
+    found: dict[str, list[Any]] = {}
     for entry in entries:
         found.setdefault(entry["name"][: -len("_kernel_time")], []).append(entry)
     return found
 
 
-def _event(name, shape, entries, hot, cold):
+def _event(name: str, shape: Any, entries: Sequence[Any], hot: int, cold: int) -> dict[str, Any]:
     # A kernel in the body of a loop runs several times a run.
     times = len(entries) // (hot + cold + 1)
     each = [float(entry["dur"]) * 1e-6 for entry in entries]
@@ -51,14 +65,21 @@ def _event(name, shape, entries, hot, cold):
     }
 
 
-def _tensor(described):
+def _tensor(described: Mapping[str, Any]) -> list[Any]:
     """Its type and dimensions; what is left out has neither."""
     for kind, dimensions in described.items():
         return [kind, dimensions]
     return ["", []]
 
 
-def _entries(path, settings, feed, threads, flushes, optimized):
+def _entries(
+    path: str,
+    settings: Mapping[str, str],
+    feed: Mapping[str, Any],
+    threads: int,
+    flushes: Sequence[bool],
+    optimized: str,
+) -> list[Any]:
     """The kernels' events, as the runtime's profile holds them: run after run."""
     import onnxruntime
 
@@ -88,13 +109,15 @@ def _entries(path, settings, feed, threads, flushes, optimized):
     ]
 
 
-def _main(model, folder, names, settings, threads, hot, cold):
+def _main(
+    model: str, folder: str, names: str, settings: str, threads: str, hot: str, cold: str
+) -> None:
     feed = {
-        name: np.array(np.load(os.path.join(folder, "input-%d.npy" % number), mmap_mode="r")[:1])
+        name: np.array(np.load(os.path.join(folder, f"input-{number}.npy"), mmap_mode="r")[:1])
         for number, name in enumerate(json.loads(names))
     }
-    counts = [int(word) for word in (threads, hot, cold)]
-    print(json.dumps(profile(model, json.loads(settings), feed, *counts)))
+    told = profile(model, json.loads(settings), feed, int(threads), int(hot), int(cold))
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

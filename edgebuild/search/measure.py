@@ -146,7 +146,8 @@ def figures_of(
         # Of two distributions no percentile can be claimed, only where all runs lay.
         low, high = min(measurement.latencies), max(measurement.latencies)
     runtime = runtime_facts(case.target, made.artifact.runtime)
-    predicted = predict_latency(made.program, made.recipe, case.target, runtime)
+    runs = made.census.runs
+    predicted = predict_latency(made.program, made.recipe, case.target, runtime, runs)
     is_bounded = p99.high is not None
     host_p99 = Figure(p99.value, Evidence.MEASURED, here, low, high, note, is_bounded)
     memory = float(measurement.peak_memory)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import random
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from edgebuild import catalog
 from edgebuild.cache import Cache, digest
 from edgebuild.capture import capture
 from edgebuild.samples import StoredSamples, store_split
+from edgebuild.search.estimate import carried
 from edgebuild.search.measure import Effort, clock
 from edgebuild.search.probe_blocks import (
     Block,
@@ -31,6 +31,7 @@ from edgebuild.vocabulary.calibration import (
     NetworkSample,
     ProbedRuntime,
     ProfileEffort,
+    typical,
 )
 from edgebuild.vocabulary.contracts import Device, Exporter, Progress
 from edgebuild.vocabulary.errors import InputError, told
@@ -38,7 +39,7 @@ from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Program
 from edgebuild.vocabulary.recipe import Candidate
 from edgebuild.vocabulary.target import RuntimeFacts, Target
-from edgebuild.vocabulary.units import Bytes, Seconds
+from edgebuild.vocabulary.units import Bytes
 
 SEED = 0
 # Precisions whose kernels are others than those of fp32; the rest computes as fp32 does.
@@ -77,6 +78,7 @@ class _Made:
     name: str
     artifact: Artifact
     samples: StoredSamples
+    carried: Bytes
 
 
 def probe(
@@ -122,13 +124,8 @@ def _timed(made: _Made, device: Device, threads: int) -> tuple[NetworkSample, st
     runtime = catalog.runtime(made.artifact.runtime)
     kernels = tuple(runtime.timings(made.artifact, made.samples, device, threads, PROFILED))
     whole = clock(made.artifact, made.samples, threads, device, TIMED)
-    seconds = Seconds(statistics.median(whole.latencies))
-    return NetworkSample(made.name, kernels, _carried(made.samples), seconds), whole.runtime
-
-
-def _carried(samples: StoredSamples) -> Bytes:
-    row = next(samples.rows(1))
-    return Bytes(sum(array.nbytes for array in row))
+    seconds = typical(whole.latencies)
+    return NetworkSample(made.name, kernels, made.carried, seconds), whole.runtime
 
 
 def _made(
@@ -168,13 +165,15 @@ def _files(
         artifact = form.validate_json(made.read_bytes())
         samples = StoredSamples.open(next((folder / "samples").iterdir()))
         artifact = replace(artifact, path=made.parent / artifact.path.name)
-        yield _Made(f"{network.name} {made.parent.name}", artifact, samples)
+        carried = Bytes(int((folder / "carried").read_text()))
+        yield _Made(f"{network.name} {made.parent.name}", artifact, samples, carried)
 
 
 def _export(
     folder: Path, number: int, network: ProbeNetwork, exporter: Exporter, runtime: RuntimeFacts
 ) -> None:
     program, samples = _captured(number, network, Cache(folder))
+    (folder / "carried").write_text(str(carried(program)))
     form = TypeAdapter(Artifact)
     for precision in network.precisions:
         recipe = uniform(precision, program.sites, exporter, runtime)

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -155,8 +156,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.before(x)
-        parts = (self._split(layer(y)) for layer in (self.query, self.key, self.value))
-        seen = functional.scaled_dot_product_attention(*parts)
+        query, key = self._split(self.query(y)), self._split(self.key(y))
+        seen = functional.scaled_dot_product_attention(query, key, self._split(self.value(y)))
         x = x + self.out(seen.transpose(1, 2).flatten(2))
         out: Tensor = x + self.down(functional.gelu(self.up(self.between(x))))
         return out
@@ -170,7 +171,7 @@ class Layers(nn.Module):
 
     def __init__(self, widths: Sequence[int], act: nn.Module) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths, widths[1:]))  # noqa: B905, RUF007
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:

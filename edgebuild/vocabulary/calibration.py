@@ -22,11 +22,11 @@ class ProfileEffort:
 class KernelSample:
     """One kernel's time: with its data in the caches as a repeated run leaves them, and with none.
 
-    `work` is None where the runtime does not tell what it computed.
+    Both hold what the profile itself takes to note them.
     """
 
     kernel: str
-    work: KernelWork | None
+    work: KernelWork
     hot: Seconds
     cold: Seconds
 

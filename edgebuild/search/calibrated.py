@@ -1,0 +1,304 @@
+"""Predicts kernels and whole networks from what a probe has timed on the device."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import nnls
+
+from edgebuild.vocabulary.artifact import KernelWork
+from edgebuild.vocabulary.calibration import KernelSample, NetworkSample, ProbedRuntime
+from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.units import Bytes, Seconds
+
+# A microsecond more or less is no news of a kernel that takes few.
+BLUR = 2e-6
+# Shorter kernels are not told apart by clocks that tick in microseconds.
+TICK = 1e-6
+SHORTEST = 5e-8
+# From so many samples on, what the line leaves over is learned from the shapes.
+ENOUGH = 20
+# The longest kernels matter, and what is learned from more of them takes longer to learn.
+MOST = 120
+# How far shapes tell of one another, in standard deviations of all, and what they do not explain.
+LENGTHS, NOISES = (1.0, 2.0, 4.0, 8.0), (0.01, 0.05, 0.2, 1.0)
+LEAST_ERROR = 0.02
+# Refits with less weight on networks that are further off than this share.
+ROUNDS, STICKS_OUT = 8, 0.05
+# How alike the errors of a class are within one network, and what no class explains.
+IN_COMMON = 0.3
+UNEXPLAINED = 0.04
+# An interval holds nine of ten truths with a margin: so many standard deviations.
+WIDE = 2.0
+# A class that was never probed, or hardly, may be off by a factor of e.
+UNKNOWN, FEW = 1.0, 0.5
+# An integer kernel that is so much slower than the float one for the same shapes is told, where
+# it is worth so much of the whole.
+SLOWER, WORTH = 1.3, 0.02
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network takes, and between which bounds; what is to be said of it."""
+
+    seconds: Seconds
+    low: Seconds
+    high: Seconds
+    unknown: tuple[str, ...] = ()
+    slow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Class:
+    """One class of kernels: a line through its samples, and what the shapes add to it."""
+
+    line: np.ndarray
+    error: float
+    count: int
+    process: _Process | None = None
+
+    def seconds(self, work: KernelWork) -> float:
+        base = float(_terms(work) @ self.line)
+        if self.process is None:
+            return max(base, SHORTEST)
+        return max((base + BLUR) * math.exp(self.process.at(_features(work))) - BLUR, SHORTEST)
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A Gaussian process with a mean of zero: far from what was seen it says nothing.
+
+    Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), algorithm 2.1.
+    """
+
+    seen: np.ndarray
+    mean: np.ndarray
+    spread: np.ndarray
+    length: float
+    weights: np.ndarray
+
+    def at(self, features: np.ndarray) -> float:
+        scaled = (features - self.mean) / self.spread
+        return float(_alike(scaled[None], self.seen, self.length)[0] @ self.weights)
+
+
+def _alike(these: np.ndarray, those: np.ndarray, length: float) -> np.ndarray:
+    """How much two kernels' residuals have in common, by the distance of their shapes."""
+    squares = ((these[:, None] - those[None]) ** 2).sum(axis=2)
+    found: np.ndarray = np.exp(-squares / (2 * length**2))
+    return found
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """What a runtime's kernels take on a device."""
+
+    classes: Mapping[str, _Class]
+    anything: _Class
+    call: float
+    carrying: float
+    unexplained: float
+
+    def knows(self, kind: str) -> bool:
+        return kind in self.classes
+
+    def kernel(self, work: KernelWork) -> tuple[float, float]:
+        """Its seconds, and the standard deviation of their logarithm."""
+        found = self.classes.get(work.kind)
+        if found is None:
+            return self.anything.seconds(work), UNKNOWN
+        return found.seconds(work), found.error
+
+    def network(self, works: Sequence[KernelWork], carried: Bytes) -> Prediction:
+        """The sum of its kernels and of what a call takes besides."""
+        spent: dict[str, list[float]] = defaultdict(list)
+        errors: dict[str, float] = {}
+        for work in works:
+            seconds, errors[work.kind] = self.kernel(work)
+            spent[work.kind].append(seconds)
+        kernels = sum(map(sum, spent.values()))
+        total = kernels + self.call + self.carrying * carried
+        variance = sum(
+            errors[kind] ** 2
+            * (IN_COMMON * sum(each) ** 2 + (1 - IN_COMMON) * sum(one**2 for one in each))
+            for kind, each in spent.items()
+        )
+        error = WIDE * math.sqrt(variance / total**2 + self.unexplained**2)
+        unknown = tuple(sorted(kind for kind in spent if kind not in self.classes))
+        return Prediction(
+            Seconds(total),
+            Seconds(total * math.exp(-error)),
+            Seconds(total * math.exp(error)),
+            unknown,
+            tuple(self._slow(works, total)),
+        )
+
+    def _slow(self, works: Sequence[KernelWork], total: float) -> list[str]:
+        """Integer kernels that are slower than the float ones for the same shapes."""
+        own: dict[str, float] = defaultdict(float)
+        float_: dict[str, float] = defaultdict(float)
+        for work in works:
+            twin = _float_twin(work)
+            if twin is not None and self.knows(work.kind) and self.knows(twin.kind):
+                own[work.kind] += self.kernel(work)[0]
+                float_[work.kind] += self.kernel(twin)[0]
+        return sorted(
+            f"{kind} ({seconds / float_[kind]:.1f} × float's time)"
+            for kind, seconds in own.items()
+            if seconds > SLOWER * float_[kind] and seconds > WORTH * total
+        )
+
+
+def _float_twin(work: KernelWork) -> KernelWork | None:
+    """The same in fp32; None of what is float, or converts."""
+    if work.numerics != Precision.INT8_STATIC:
+        return None
+    return replace(
+        work,
+        numerics=str(Precision.FP32),
+        weights=Bytes(4 * work.weights),
+        read=Bytes(4 * work.read),
+        written=Bytes(4 * work.written),
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def predictor(probed: ProbedRuntime) -> Predictor:
+    """Fits every class of kernels that was probed, and what a call takes beside its kernels."""
+    calls = _Calls.fit(probed.networks)
+    samples: dict[str, list[tuple[KernelWork, float]]] = defaultdict(list)
+    for network in probed.networks:
+        for kernel in network.kernels:
+            samples[kernel.work.kind].append((kernel.work, calls.own(kernel)))
+    classes = {kind: _fitted(each) for kind, each in samples.items()}
+    everything = [one for each in samples.values() for one in each]
+    draft = Predictor(classes, _line(everything), calls.call, calls.carrying, UNEXPLAINED)
+    return replace(draft, unexplained=_unexplained(draft, probed.networks))
+
+
+def _unexplained(draft: Predictor, networks: Sequence[NetworkSample]) -> float:
+    """How far whole networks of the probe are from the sum of their kernels."""
+    errors = [
+        math.log(network.seconds / draft.network(_works(network), network.carried).seconds)
+        for network in networks
+    ]
+    # The median: one that something else has disturbed tells nothing of the others.
+    return max(float(np.median(np.abs(errors))) / 0.6745, UNEXPLAINED)
+
+
+def _works(network: NetworkSample) -> list[KernelWork]:
+    return [kernel.work for kernel in network.kernels]
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """What lies between a profile and a call: the profile's own time, caches, copies, the call."""
+
+    coldness: float
+    noting: float
+    carrying: float
+    call: float
+
+    @classmethod
+    def fit(cls, networks: Sequence[NetworkSample]) -> _Calls:
+        """The least squares of relative errors; nothing negative, and what sticks out counts less.
+
+        A network that something else has disturbed would tell of that instead.
+        """
+        seconds = np.array([network.seconds for network in networks])
+        hot = np.array([sum(k.hot for k in network.kernels) for network in networks])
+        cold = np.array([sum(k.cold for k in network.kernels) for network in networks])
+        counts = np.array([len(network.kernels) for network in networks], float)
+        carried = np.array([network.carried for network in networks], float)
+        columns = np.stack([np.maximum(cold - hot, 0), -counts, carried, np.ones_like(hot)], 1)
+        sizes = np.maximum(np.abs(columns).max(axis=0), 1e-30)
+        weights = 1 / np.maximum(seconds, TICK)
+        for _ in range(ROUNDS):
+            found, _ = nnls(columns / sizes * weights[:, None], (seconds - hot) * weights)
+            left = np.abs(hot + columns @ (found / sizes) - seconds) / seconds
+            weights = np.minimum(1, STICKS_OUT / np.maximum(left, 1e-9)) / np.maximum(seconds, TICK)
+        coldness, noting, carrying, call = found / sizes
+        return cls(min(float(coldness), 1.0), float(noting), float(carrying), float(call))
+
+    def own(self, kernel: KernelSample) -> float:
+        """What a kernel takes within a call that nobody profiles."""
+        colder = max(kernel.cold - kernel.hot, 0.0) * self.coldness
+        return max(kernel.hot + colder - self.noting, SHORTEST)
+
+
+def _terms(work: KernelWork) -> np.ndarray:
+    """1, multiply-accumulates, bytes of weights, bytes of activations."""
+    return np.array([1.0, work.macs, work.weights, work.read + work.written])
+
+
+def _features(work: KernelWork) -> np.ndarray:
+    """What a kernel's speed may depend on besides: its sizes, and how vectors fit its widths."""
+    widths = max(work.inputs, 1), max(work.outputs, 1)
+    places = max(work.written / widths[1], 1.0)
+    each = max(work.macs / (places * widths[1]), 1.0)
+    sizes = (*widths, places, each, work.macs, work.weights, work.read, work.written)
+    vectors = [math.log(-(-width // 16) * 16 / width) for width in widths]
+    return np.array([*np.log1p(np.array(sizes, float)), *vectors])
+
+
+def _line(samples: Sequence[tuple[KernelWork, float]]) -> _Class:
+    """t0 + a · macs + b · weights + c · activations, by the least squares of relative errors."""
+    terms = np.array([_terms(work) for work, _ in samples])
+    seconds = np.array([taken for _, taken in samples])
+    weights = 1 / np.maximum(seconds, TICK)
+    sizes = np.maximum(terms.max(axis=0), 1e-30)
+    found, _ = nnls(terms / sizes * weights[:, None], seconds * weights)
+    line = found / sizes
+    ratios = np.log((seconds + BLUR) / (terms @ line + BLUR))
+    # Of few samples the line goes through most, and says nothing of how far it is off.
+    few = FEW / math.sqrt(len(samples))
+    error = max(float(np.sqrt(np.mean(ratios**2))), few)
+    return _Class(line, error, len(samples))
+
+
+def _fitted(samples: Sequence[tuple[KernelWork, float]]) -> _Class:
+    """A line; and where there are enough samples, a Gaussian process of what it leaves over."""
+    line = _line(samples)
+    if len(samples) < ENOUGH:
+        return line
+    told = _telling(samples)
+    along = np.array([_terms(work) for work, _ in told]) @ line.line
+    residuals = np.log((np.array([taken for _, taken in told]) + BLUR) / (along + BLUR))
+    features = np.array([_features(work) for work, _ in told])
+    mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-3)
+    seen = (features - mean) / spread
+    tried = [
+        (*_left_out(seen, residuals, length, noise), length)
+        for length in LENGTHS
+        for noise in NOISES
+    ]
+    error, weights, length = min(tried, key=lambda one: one[0])
+    without = float(np.sqrt(np.mean(residuals**2)))
+    if error >= without:
+        return replace(line, error=max(without, LEAST_ERROR))
+    process = _Process(seen, mean, spread, length, weights)
+    return replace(line, error=max(error, LEAST_ERROR), process=process)
+
+
+def _telling(
+    samples: Sequence[tuple[KernelWork, float]],
+) -> list[tuple[KernelWork, float]]:
+    """The longest kernels, and of the others some from the longest to the shortest."""
+    ordered = sorted(samples, key=lambda one: -one[1])
+    longest, others = ordered[:MOST], ordered[MOST:]
+    step = max(len(others) // (MOST // 3), 1)
+    return [*longest, *others[::step]]
+
+
+def _left_out(
+    seen: np.ndarray, residuals: np.ndarray, length: float, noise: float
+) -> tuple[float, np.ndarray]:
+    """How far each sample is from what all others tell of it (ibid., 5.12), and the weights."""
+    inverse = np.linalg.inv(_alike(seen, seen, length) + noise * np.eye(len(seen)))
+    weights: np.ndarray = inverse @ residuals
+    return float(np.sqrt(np.mean((weights / np.diag(inverse)) ** 2))), weights
