@@ -186,6 +186,9 @@ def _work(
     varying = [one for one in inputs if not any(one is constant for constant in constants)]
     read = sum(map(_bytes, outputs if name in TABLES else varying))
     form, macs, widths = _described(name, inputs, outputs)
+    if name == "FULLY_CONNECTED" and not any(inputs[1] is constant for constant in constants):
+        # A product of activations, which the converter writes as a layer where it can.
+        form = "BATCH_MATMUL"
     return KernelWork(
         form=form,
         numerics=_numerics(name, inputs, outputs),

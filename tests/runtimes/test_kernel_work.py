@@ -46,10 +46,14 @@ BY_HAND = {
 
 
 def works_of(
-    workshop: Workshop, network: nn.Module, example: Tensor, form: str, precision: Precision
+    workshop: Workshop,
+    network: nn.Module,
+    example: Tensor,
+    form: str,
+    precision: Precision,
+    folder: Path,
 ) -> list[KernelWork]:
     subject = workshop.study(Specimen("counted", network.eval(), (example,)))
-    folder = workshop.new_folder(f"counted-{type(network).__name__}-{form}-{precision}")
     artifact = export(subject, uniform(subject.program, form, precision), folder)
     runs = list(catalog.runtime(artifact.runtime).kernels(artifact, subject.held_out))
     assert all(run.work is not None for run in runs)
@@ -59,9 +63,11 @@ def works_of(
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8_STATIC])
 @pytest.mark.parametrize("form", FORMATS)
 def test_layers_have_the_work_that_is_counted_by_hand(
-    workshop: Workshop, form: str, precision: Precision
+    workshop: Workshop, form: str, precision: Precision, tmp_path: Path
 ) -> None:
-    works = works_of(workshop, Counted(), torch.randn(1, INPUTS, SIDE, SIDE), form, precision)
+    works = works_of(
+        workshop, Counted(), torch.randn(1, INPUTS, SIDE, SIDE), form, precision, tmp_path
+    )
     size = 4 if precision is Precision.FP32 else 1
     for name, (macs, weights, read, written) in BY_HAND.items():
         (found,) = [work for work in works if work.form == name]
@@ -73,8 +79,12 @@ def test_layers_have_the_work_that_is_counted_by_hand(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_what_lies_between_layers_has_bytes_and_no_macs(workshop: Workshop, form: str) -> None:
-    works = works_of(workshop, Counted(), torch.randn(1, INPUTS, SIDE, SIDE), form, Precision.FP32)
+def test_what_lies_between_layers_has_bytes_and_no_macs(
+    workshop: Workshop, form: str, tmp_path: Path
+) -> None:
+    works = works_of(
+        workshop, Counted(), torch.randn(1, INPUTS, SIDE, SIDE), form, Precision.FP32, tmp_path
+    )
     sums = [work for work in works if work.form.upper() == "ADD"]
     # onnxruntime may compute the sum inside a convolution, which reads it then.
     for found in sums:
@@ -96,8 +106,10 @@ class Tokens(nn.Module):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_product_of_activations_is_no_layer(workshop: Workshop, form: str) -> None:
-    works = works_of(workshop, Tokens(), torch.randn(1, 6, 24), form, Precision.FP32)
+def test_a_product_of_activations_is_no_layer(
+    workshop: Workshop, form: str, tmp_path: Path
+) -> None:
+    works = works_of(workshop, Tokens(), torch.randn(1, 6, 24), form, Precision.FP32, tmp_path)
     (layer,) = [work for work in works if work.form == "linear"]
     assert (layer.macs, layer.inputs, layer.outputs) == (6 * 24 * 40, 24, 40)
     (product,) = [work for work in works if "MATMUL" in work.form.upper()]
