@@ -215,7 +215,9 @@ def _described(
     if name == "DEPTHWISE_CONV_2D":
         weight = _shape(inputs[1])
         widths = _shape(inputs[0])[-1], weight[-1]
-        return "depthwise", math.prod(result) * math.prod(weight[1:3]), widths
+        # The converter's way of writing a convolution of gray images.
+        form = "depthwise" if widths[0] > 1 else "convolution of one channel"
+        return form, math.prod(result) * math.prod(weight[1:3]), widths
     if name == "TRANSPOSE_CONV":
         weight, source = _shape(inputs[1]), _shape(inputs[2])
         widths = source[-1], weight[0]

@@ -93,11 +93,20 @@ def _convolution(
     if kernel == "ConvTranspose":
         widths = weight[0], result[1]
         return "transposed", math.prod(source) * math.prod(weight[1:]), widths
-    # Channels come last where the runtime has changed the layout.
-    is_last = result[-1] == weight[0] and result[1] != weight[0]
-    channels = source[-1] if is_last else source[1]
+    channels = _channels(source, weight, result)
     macs = math.prod(result) * math.prod(weight[1:])
     return _form(channels, weight), macs, (channels, weight[0])
+
+
+def _channels(source: Sequence[int], weight: Sequence[int], result: Sequence[int]) -> int:
+    """Those of the input; they come last where the runtime has changed the layout."""
+    fitting = [
+        source[axis]
+        for axis in (1, -1)
+        if result[axis] == weight[0] and source[axis] % max(weight[1], 1) == 0
+    ]
+    # Where both could be, groups are the rarer case.
+    return weight[1] if weight[1] in fitting else (fitting or [source[1]])[0]
 
 
 def _form(channels: int, weight: Sequence[int]) -> str:

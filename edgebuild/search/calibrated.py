@@ -30,6 +30,8 @@ LENGTHS, NOISES = (1.0, 2.0, 4.0, 8.0), (0.01, 0.05, 0.2, 1.0)
 LEAST_ERROR = 0.02
 # Refits with less weight on networks that are further off than this share.
 ROUNDS, STICKS_OUT = 8, 0.05
+# The same for kernels: some shapes run on kernels of their own.
+ASTRAY = 0.2
 # How alike the errors of a class are within one network, and what no class explains.
 IN_COMMON = 0.3
 UNEXPLAINED = 0.04
@@ -232,8 +234,12 @@ class _Calls:
 
 
 def _terms(work: KernelWork) -> np.ndarray:
-    """1, multiply-accumulates, bytes of weights, bytes of activations."""
-    return np.array([1.0, work.macs, work.weights, work.read + work.written])
+    """1, multiply-accumulates, bytes of weights, bytes of activations; constants of what is no
+    layer are read as activations are."""
+    carried = work.read + work.written
+    if work.macs == 0:
+        return np.array([1.0, 0.0, 0.0, work.weights + carried])
+    return np.array([1.0, work.macs, work.weights, carried])
 
 
 def _features(work: KernelWork) -> np.ndarray:
@@ -247,13 +253,19 @@ def _features(work: KernelWork) -> np.ndarray:
 
 
 def _line(samples: Sequence[tuple[KernelWork, float]]) -> _Class:
-    """t0 + a · macs + b · weights + c · activations, by the least squares of relative errors."""
+    """t0 + a · macs + b · weights + c · activations, by the least squares of relative errors.
+
+    Nothing is negative, and what lies astray counts less.
+    """
     terms = np.array([_terms(work) for work, _ in samples])
     seconds = np.array([taken for _, taken in samples])
     weights = 1 / np.maximum(seconds, TICK)
     sizes = np.maximum(terms.max(axis=0), 1e-30)
-    found, _ = nnls(terms / sizes * weights[:, None], seconds * weights)
-    line = found / sizes
+    for _ in range(ROUNDS):
+        found, _ = nnls(terms / sizes * weights[:, None], seconds * weights)
+        line = found / sizes
+        left = np.abs(terms @ line - seconds) / np.maximum(seconds, TICK)
+        weights = np.minimum(1, ASTRAY / np.maximum(left, 1e-9)) / np.maximum(seconds, TICK)
     ratios = np.log((seconds + BLUR) / (terms @ line + BLUR))
     # Of few samples the line goes through most, and says nothing of how far it is off.
     few = FEW / math.sqrt(len(samples))

@@ -21,6 +21,7 @@ from edgebuild.search.probe_blocks import (
     Block,
     SideBySide,
     image_blocks,
+    row_blocks,
     tiny_blocks,
     token_blocks,
 )
@@ -65,8 +66,9 @@ class ProbeNetwork:
 # Convolutions have no kernels of their own in the dynamic precisions, or slow ones.
 IMAGE = (Precision.FP32, Precision.INT8_STATIC)
 NETWORKS = (
-    *(ProbeNetwork(f"images-{n}", lambda draw: image_blocks(draw, 12), IMAGE) for n in range(5)),
-    *(ProbeNetwork(f"tokens-{n}", lambda draw: token_blocks(draw, 9)) for n in range(3)),
+    *(ProbeNetwork(f"images-{n}", lambda draw: image_blocks(draw, 10), IMAGE) for n in range(6)),
+    *(ProbeNetwork(f"tokens-{n}", lambda draw: token_blocks(draw, 10)) for n in range(3)),
+    *(ProbeNetwork(f"rows-{n}", lambda draw, n=n: row_blocks(draw, n)) for n in (3, 10)),
     ProbeNetwork("tiny", lambda draw: tiny_blocks(draw, 15)),
 )
 

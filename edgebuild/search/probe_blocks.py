@@ -166,6 +166,65 @@ class Attention(nn.Module):
         return x.reshape(1, -1, self.heads, self.size).transpose(1, 2)
 
 
+class Masked(nn.Module):
+    """Words to attention as BERT has it: one layer for all three parts, a mask, norms after."""
+
+    def __init__(self, words: int, tokens: int, heads: int, size: int) -> None:
+        super().__init__()
+        width = heads * size
+        self.heads, self.size = heads, size
+        self.words, self.places = nn.Embedding(words, width), nn.Embedding(tokens, width)
+        self.first, self.after, self.last = (nn.LayerNorm(width) for _ in range(3))
+        self.parts, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = (ids > 0).to(torch.float32)
+        x = self.first(self.words(ids) + self.places(torch.arange(ids.shape[1])))
+        query, key, value = (
+            part.unflatten(-1, (self.heads, self.size)).transpose(1, 2)
+            for part in self.parts(x).chunk(3, -1)
+        )
+        looks = query @ key.transpose(-1, -2) * self.size**-0.5
+        looks = (looks + (1 - mask[:, None, None, :]) * -1e4).softmax(-1)
+        x = self.after(x + self.out((looks @ value).transpose(1, 2).flatten(2)))
+        x = self.last(x + self.down(functional.gelu(self.up(x))))
+        counts = mask[:, :, None]
+        return functional.normalize((x * counts).sum(1) / counts.sum(1))
+
+
+class Detecting(nn.Module):
+    """Boxes of two maps in one list, as detectors put them out."""
+
+    def __init__(self, width: int, boxes: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(width, width, 3, 2, 1)
+        self.fine, self.coarse = nn.Conv2d(width, boxes, 1), nn.Conv2d(width, boxes, 1)
+        self.boxes = boxes
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.fine(x), self.coarse(functional.relu(self.down(x)))
+        rows = [one.permute(0, 2, 3, 1).reshape(1, -1, self.boxes) for one in maps]
+        return torch.cat(rows, 1)
+
+
+class Shuffled(nn.Module):
+    """Half of the channels pass, half are computed, as in ShuffleNet and in CSP blocks."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.side = nn.Conv2d(width, width, 3, 1, 1, groups=2)
+        self.out = nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, changed = x[:, : self.width], x[:, self.width :]
+        joined = torch.cat([kept, functional.relu(self.side(changed))], 1)
+        pairs = joined.unflatten(1, (2, self.width)).transpose(1, 2).flatten(1, 2)
+        out: Tensor = self.out(pairs - joined.amax((2, 3), keepdim=True))
+        return out
+
+
 class Layers(nn.Module):
     """Linear layers with a function between them, over tokens or over one row."""
 
@@ -182,14 +241,22 @@ class Layers(nn.Module):
 
 def image_blocks(draw: random.Random, count: int) -> list[Block]:
     """Blocks of convolutions, each kind in turn, in drawn shapes."""
-    makers = (_inverted, _residual, _gated, _pooled, _joined, _classified, _inverted, _stem)
+    makers = (
+        *(_inverted, _residual, _gated, _pooled, _joined, _classified, _inverted, _stem),
+        *(_detecting, _shuffled),
+    )
     return [_fitting(makers[number % len(makers)], draw) for number in range(count)]
 
 
 def token_blocks(draw: random.Random, count: int) -> list[Block]:
     """Blocks of linear layers, each kind in turn, in drawn shapes."""
-    makers = (_attention, _tokens, _row)
+    makers = (_attention, _tokens, _encoder, _row, _masked)
     return [_fitting(makers[number % len(makers)], draw) for number in range(count)]
+
+
+def row_blocks(draw: random.Random, count: int) -> list[Block]:
+    """Layers of one row: their time is that of reading their weights."""
+    return [_fitting(_row, draw) for _ in range(count)]
 
 
 def tiny_blocks(draw: random.Random, count: int) -> list[Block]:
@@ -215,7 +282,7 @@ def _fitting(make: Callable[[random.Random], Block | None], draw: random.Random)
 def _width(draw: random.Random, low: int, high: int) -> int:
     """Log-uniform; mostly a multiple of eight, as networks have them."""
     width = round(math.exp(draw.uniform(math.log(low), math.log(high))))
-    return width if draw.random() < 0.15 else max(round(width / 8) * 8, 8)
+    return width if draw.random() < 0.05 else max(round(width / 8) * 8, 8)
 
 
 def _is_fit(macs: float, numbers: float) -> bool:
@@ -310,6 +377,46 @@ def _tokens(draw: random.Random) -> Block | None:
     if not _is_fit(tokens * widths[1] * (widths[0] + widths[2]), tokens * max(widths)):
         return None
     return Block(Layers(widths, _act(draw)), torch.randn(1, tokens, widths[0]))
+
+
+def _encoder(draw: random.Random) -> Block | None:
+    heads, size = draw.choice((2, 3, 4, 6)), draw.choice((32, 64))
+    tokens, times, width = draw.choice((16, 32, 50, 64, 128)), draw.choice((2, 4)), heads * size
+    if (4 + 2 * times) * width**2 * tokens > 2 * MOST_MACS:
+        return None
+    layer = nn.TransformerEncoderLayer(
+        *(width, heads, times * width, 0.0, "gelu"),
+        batch_first=True,
+        norm_first=draw.random() < 0.5,
+    )
+    return Block(layer, torch.randn(1, tokens, width))
+
+
+def _masked(draw: random.Random) -> Block | None:
+    heads, size, tokens = (
+        draw.choice((2, 4, 6)),
+        draw.choice((16, 32, 64)),
+        draw.choice((16, 32, 64)),
+    )
+    if 8 * (heads * size) ** 2 * tokens > 2 * MOST_MACS:
+        return None
+    words = draw.choice((500, 2000))
+    return Block(Masked(words, tokens, heads, size), torch.randint(1, words, (1, tokens)))
+
+
+def _detecting(draw: random.Random) -> Block | None:
+    width, side = _width(draw, 16, 256), draw.choice(SIDES[:14])
+    boxes = draw.choice((12, 24, 36, 84))
+    if not _is_fit(3 * width**2 * side**2, width * side**2):
+        return None
+    return Block(Detecting(width, boxes), _image(width, side))
+
+
+def _shuffled(draw: random.Random) -> Block | None:
+    width, side = 8 * draw.randrange(1, 16), draw.choice(SIDES[:14])
+    if not _is_fit(7 * width**2 * side**2, 2 * width * side**2):
+        return None
+    return Block(Shuffled(width), _image(2 * width, side))
 
 
 def _row(draw: random.Random) -> Block | None:

@@ -53,6 +53,10 @@ class ProbedRuntime:
     threads: int
     networks: tuple[NetworkSample, ...]
 
+    def __hash__(self) -> int:
+        """Of the few words that tell it from others: thousands of timings take long to hash."""
+        return hash((self.name, self.version, self.threads, len(self.networks)))
+
 
 @dataclass(frozen=True)
 class Calibration:

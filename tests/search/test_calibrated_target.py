@@ -54,9 +54,8 @@ def calibrated(slow: float = 1.0) -> Target:
             )
             works += [work_of(shape, p) for p in (Precision.FP32, Precision.INT8_STATIC)]
             works += [pool(draw.randrange(10**3, 10**5), size) for size in (1, 4)]
-        times = [
-            Seconds(taken(w) * (slow if w.kind == "MaxPool int8-static" else 1)) for w in works
-        ]
+        slower = {"MaxPool int8-static": slow}
+        times = [Seconds(taken(work) * slower.get(work.kind, 1.0)) for work in works]
         kernels = tuple(
             KernelSample(w.form, w, time, time) for w, time in zip(works, times, strict=True)
         )
