@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import statistics
 from collections.abc import Iterator, Sequence
@@ -29,18 +30,17 @@ from edgebuild.inputs.target_file import load_target
 from edgebuild.report.terminal import Bars, stderr
 from edgebuild.samples import StoredSamples, store_split
 from edgebuild.search.calibrated import predictor
-from edgebuild.search.estimate import carried
+from edgebuild.search.estimate import load_of
 from edgebuild.search.measure import Effort, clock
 from edgebuild.search.probe import probe
 from edgebuild.search.uniform import exporters_of, uniform
 from edgebuild.vocabulary.artifact import Artifact, KernelRun
-from edgebuild.vocabulary.calibration import Calibration, typical
+from edgebuild.vocabulary.calibration import Calibration, Load, typical
 from edgebuild.vocabulary.contracts import Device, Exporter, Progress
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Program
 from edgebuild.vocabulary.recipe import Candidate
 from edgebuild.vocabulary.target import RuntimeFacts, Target
-from edgebuild.vocabulary.units import Bytes
 
 RESULTS = Path(__file__).parent / "results" / "predictor.json"
 PRECISIONS = (Precision.FP32, Precision.INT8_STATIC)
@@ -60,7 +60,7 @@ class _Made:
     artifact: Artifact
     samples: StoredSamples
     kernels: tuple[KernelRun, ...]
-    carried: Bytes
+    load: Load
 
 
 def main() -> None:
@@ -116,7 +116,7 @@ def _made(
     artifact = TypeAdapter(Artifact).validate_json((folder / "artifact.json").read_bytes())
     artifact = Artifact(**{**vars(artifact), "path": folder / artifact.path.name})
     kernels = tuple(catalog.runtime(artifact.runtime).kernels(artifact, samples))
-    return _Made(name, precision, artifact, samples, kernels, carried(program))
+    return _Made(name, precision, artifact, samples, kernels, load_of(program))
 
 
 def _measured(made: Sequence[_Made], device: Device, progress: Progress) -> list[float]:
@@ -138,7 +138,7 @@ def _row(made: _Made, seconds: float, calibration: Calibration) -> Row:
     probed = calibration.runtime(made.artifact.runtime)
     assert probed is not None
     works = [run.work for run in made.kernels if run.work is not None]
-    found = predictor(probed).network(works, made.carried)
+    found = predictor(probed).network(works, made.load)
     return {
         "network": made.network,
         "runtime": made.artifact.runtime,
@@ -160,6 +160,8 @@ def _document(rows: Sequence[Row], calibration: Calibration) -> dict[str, Any]:
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "threads": 1,
+            # How busy it was besides: above one, something else was running.
+            "load_average": round(os.getloadavg()[1], 1),
             "probed_at": calibration.taken_at,
             "made_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
@@ -170,18 +172,19 @@ def _document(rows: Sequence[Row], calibration: Calibration) -> dict[str, Any]:
 def write_summary(results: Path) -> None:
     """Writes the table and the plot beside the results."""
     document = json.loads(results.read_text())
-    lines = [*_goals(document["rows"]), *_table(document["rows"])]
+    lines = [*_goals(document["rows"], document["machine"]), *_table(document["rows"])]
     results.with_suffix(".md").write_text("\n".join(lines) + "\n")
     _plot(document["rows"], results.with_suffix(".svg"))
 
 
-def _goals(rows: Sequence[Row]) -> Iterator[str]:
+def _goals(rows: Sequence[Row], machine: Row) -> Iterator[str]:
     yield "# Whole networks, predicted from a probe of their kernels"
     yield ""
     yield (
         "Made by `make bench-predictor` from predictor.json: this machine was probed for a minute, "
         "none of these networks was part of it, and each was measured with the loader in fresh "
-        "processes; all on one thread."
+        "processes; all on one thread. The machine's load average at the end was "
+        f"{machine['load_average']:g}."
     )
     yield ""
     yield "| runtime | precision | networks | mean error | worst | inside the interval |"

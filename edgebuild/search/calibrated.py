@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from edgebuild.vocabulary.artifact import KernelWork
-from edgebuild.vocabulary.calibration import KernelSample, NetworkSample, ProbedRuntime
+from edgebuild.vocabulary.calibration import KernelSample, Load, NetworkSample, ProbedRuntime
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.units import Bytes, Seconds
 
@@ -35,6 +35,7 @@ ASTRAY = 0.2
 # How alike the errors of a class are within one network, and what no class explains.
 IN_COMMON = 0.3
 UNEXPLAINED = 0.04
+ONE_ROW = "linear of one row"
 # An interval holds nine of ten truths with a margin: so many standard deviations.
 WIDE = 2.0
 # A class that was never probed, or hardly, may be off by a factor of e.
@@ -42,6 +43,10 @@ UNKNOWN, FEW = 1.0, 0.5
 # An integer kernel that is so much slower than the float one for the same shapes is told, where
 # it is worth so much of the whole.
 SLOWER, WORTH = 1.3, 0.02
+
+
+# A kernel's work, the bytes of weights of its network, and what it took.
+_Sample = tuple[KernelWork, float, float]
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,12 @@ class _Class:
     count: int
     process: _Process | None = None
 
-    def seconds(self, work: KernelWork) -> float:
+    def seconds(self, work: KernelWork, around: float) -> float:
         base = float(_terms(work) @ self.line)
         if self.process is None:
             return max(base, SHORTEST)
-        return max((base + BLUR) * math.exp(self.process.at(_features(work))) - BLUR, SHORTEST)
+        more = self.process.at(_features(work, around))
+        return max((base + BLUR) * math.exp(more) - BLUR, SHORTEST)
 
 
 @dataclass(frozen=True)
@@ -98,33 +104,52 @@ def _alike(these: np.ndarray, those: np.ndarray, length: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Predictor:
-    """What a runtime's kernels take on a device."""
+    """What a runtime's kernels take on a device.
+
+    Attributes:
+        classes: the classes that were probed.
+        anything: all of them as one, for a class that was not.
+        usual: bytes of weights of a usual network of the probe.
+        handing: what it takes to hand over a tensor, in seconds.
+        carrying: what it takes to copy a byte of it.
+        unexplained: how far networks are from the sums of their kernels, as a share.
+    """
 
     classes: Mapping[str, _Class]
     anything: _Class
-    call: float
+    usual: float
+    handing: float
     carrying: float
     unexplained: float
 
     def knows(self, kind: str) -> bool:
         return kind in self.classes
 
-    def kernel(self, work: KernelWork) -> tuple[float, float]:
-        """Its seconds, and the standard deviation of their logarithm."""
+    def kernel(self, work: KernelWork, around: float | None = None) -> tuple[float, float]:
+        """Its seconds, and the standard deviation of their logarithm.
+
+        `around` are the bytes of all weights of its network.
+        """
+        around = self.usual if around is None else around
         found = self.classes.get(work.kind)
         if found is None:
-            return self.anything.seconds(work), UNKNOWN
-        return found.seconds(work), found.error
+            return self.anything.seconds(work, around), UNKNOWN
+        return found.seconds(work, around), found.error
 
-    def network(self, works: Sequence[KernelWork], carried: Bytes) -> Prediction:
+    def call(self, load: Load) -> float:
+        """What a call takes beside its kernels."""
+        return self.handing * load.tensors + self.carrying * load.size
+
+    def network(self, works: Sequence[KernelWork], load: Load) -> Prediction:
         """The sum of its kernels and of what a call takes besides."""
+        around = _around(works)
         spent: dict[str, list[float]] = defaultdict(list)
         errors: dict[str, float] = {}
         for work in works:
-            seconds, errors[work.kind] = self.kernel(work)
+            seconds, errors[work.kind] = self.kernel(work, around)
             spent[work.kind].append(seconds)
         kernels = sum(map(sum, spent.values()))
-        total = kernels + self.call + self.carrying * carried
+        total = kernels + self.call(load)
         variance = sum(
             errors[kind] ** 2
             * (IN_COMMON * sum(each) ** 2 + (1 - IN_COMMON) * sum(one**2 for one in each))
@@ -137,18 +162,18 @@ class Predictor:
             Seconds(total * math.exp(-error)),
             Seconds(total * math.exp(error)),
             unknown,
-            tuple(self._slow(works, total)),
+            tuple(self._slow(works, around, total)),
         )
 
-    def _slow(self, works: Sequence[KernelWork], total: float) -> list[str]:
+    def _slow(self, works: Sequence[KernelWork], around: float, total: float) -> list[str]:
         """Integer kernels that are slower than the float ones for the same shapes."""
         own: dict[str, float] = defaultdict(float)
         float_: dict[str, float] = defaultdict(float)
         for work in works:
             twin = _float_twin(work)
             if twin is not None and self.knows(work.kind) and self.knows(twin.kind):
-                own[work.kind] += self.kernel(work)[0]
-                float_[work.kind] += self.kernel(twin)[0]
+                own[work.kind] += self.kernel(work, around)[0]
+                float_[work.kind] += self.kernel(twin, around)[0]
         return sorted(
             f"{kind} ({seconds / float_[kind]:.1f} × float's time)"
             for kind, seconds in own.items()
@@ -173,24 +198,32 @@ def _float_twin(work: KernelWork) -> KernelWork | None:
 def predictor(probed: ProbedRuntime) -> Predictor:
     """Fits every class of kernels that was probed, and what a call takes beside its kernels."""
     calls = _Calls.fit(probed.networks)
-    samples: dict[str, list[tuple[KernelWork, float]]] = defaultdict(list)
+    samples: dict[str, list[_Sample]] = defaultdict(list)
     for network in probed.networks:
+        around = _around(_works(network))
         for kernel in network.kernels:
-            samples[kernel.work.kind].append((kernel.work, calls.own(kernel)))
+            samples[kernel.work.kind].append((kernel.work, around, calls.own(kernel)))
     classes = {kind: _fitted(each) for kind, each in samples.items()}
     everything = [one for each in samples.values() for one in each]
-    draft = Predictor(classes, _line(everything), calls.call, calls.carrying, UNEXPLAINED)
+    usual = float(np.median([_around(_works(network)) for network in probed.networks]))
+    anything, handing, carrying = _line(everything), calls.handing, calls.carrying
+    draft = Predictor(classes, anything, usual, handing, carrying, UNEXPLAINED)
     return replace(draft, unexplained=_unexplained(draft, probed.networks))
 
 
 def _unexplained(draft: Predictor, networks: Sequence[NetworkSample]) -> float:
     """How far whole networks of the probe are from the sum of their kernels."""
     errors = [
-        math.log(network.seconds / draft.network(_works(network), network.carried).seconds)
+        math.log(network.seconds / draft.network(_works(network), network.load).seconds)
         for network in networks
     ]
     # The median: one that something else has disturbed tells nothing of the others.
     return max(float(np.median(np.abs(errors))) / 0.6745, UNEXPLAINED)
+
+
+def _around(works: Sequence[KernelWork]) -> float:
+    """Bytes of all weights of a network: what the caches hold of them from run to run."""
+    return float(sum(work.weights for work in works))
 
 
 def _works(network: NetworkSample) -> list[KernelWork]:
@@ -204,7 +237,7 @@ class _Calls:
     coldness: float
     noting: float
     carrying: float
-    call: float
+    handing: float
 
     @classmethod
     def fit(cls, networks: Sequence[NetworkSample]) -> _Calls:
@@ -216,16 +249,17 @@ class _Calls:
         hot = np.array([sum(k.hot for k in network.kernels) for network in networks])
         cold = np.array([sum(k.cold for k in network.kernels) for network in networks])
         counts = np.array([len(network.kernels) for network in networks], float)
-        carried = np.array([network.carried for network in networks], float)
-        columns = np.stack([np.maximum(cold - hot, 0), -counts, carried, np.ones_like(hot)], 1)
+        bytes_ = np.array([network.load.size for network in networks], float)
+        tensors = np.array([network.load.tensors for network in networks], float)
+        columns = np.stack([np.maximum(cold - hot, 0), -counts, bytes_, tensors], 1)
         sizes = np.maximum(np.abs(columns).max(axis=0), 1e-30)
         weights = 1 / np.maximum(seconds, TICK)
         for _ in range(ROUNDS):
             found, _ = nnls(columns / sizes * weights[:, None], (seconds - hot) * weights)
             left = np.abs(hot + columns @ (found / sizes) - seconds) / seconds
             weights = np.minimum(1, STICKS_OUT / np.maximum(left, 1e-9)) / np.maximum(seconds, TICK)
-        coldness, noting, carrying, call = found / sizes
-        return cls(min(float(coldness), 1.0), float(noting), float(carrying), float(call))
+        coldness, noting, carrying, handing = found / sizes
+        return cls(min(float(coldness), 1.0), float(noting), float(carrying), float(handing))
 
     def own(self, kernel: KernelSample) -> float:
         """What a kernel takes within a call that nobody profiles."""
@@ -242,23 +276,27 @@ def _terms(work: KernelWork) -> np.ndarray:
     return np.array([1.0, work.macs, work.weights, carried])
 
 
-def _features(work: KernelWork) -> np.ndarray:
-    """What a kernel's speed may depend on besides: its sizes, and how vectors fit its widths."""
+def _features(work: KernelWork, around: float) -> np.ndarray:
+    """What a kernel's speed may depend on besides: its sizes, and how vectors fit its widths.
+
+    What reads its weights once, for one row, is as fast as the cache that holds them.
+    """
     widths = max(work.inputs, 1), max(work.outputs, 1)
     places = max(work.written / widths[1], 1.0)
     each = max(work.macs / (places * widths[1]), 1.0)
-    sizes = (*widths, places, each, work.macs, work.weights, work.read, work.written)
+    cached = around if work.form == ONE_ROW else 0.0
+    sizes = (*widths, places, each, work.macs, work.weights, work.read, work.written, cached)
     vectors = [math.log(-(-width // 16) * 16 / width) for width in widths]
     return np.array([*np.log1p(np.array(sizes, float)), *vectors])
 
 
-def _line(samples: Sequence[tuple[KernelWork, float]]) -> _Class:
+def _line(samples: Sequence[_Sample]) -> _Class:
     """t0 + a · macs + b · weights + c · activations, by the least squares of relative errors.
 
     Nothing is negative, and what lies astray counts less.
     """
-    terms = np.array([_terms(work) for work, _ in samples])
-    seconds = np.array([taken for _, taken in samples])
+    terms = np.array([_terms(work) for work, _, _ in samples])
+    seconds = np.array([taken for _, _, taken in samples])
     weights = 1 / np.maximum(seconds, TICK)
     sizes = np.maximum(terms.max(axis=0), 1e-30)
     for _ in range(ROUNDS):
@@ -273,15 +311,15 @@ def _line(samples: Sequence[tuple[KernelWork, float]]) -> _Class:
     return _Class(line, error, len(samples))
 
 
-def _fitted(samples: Sequence[tuple[KernelWork, float]]) -> _Class:
+def _fitted(samples: Sequence[_Sample]) -> _Class:
     """A line; and where there are enough samples, a Gaussian process of what it leaves over."""
     line = _line(samples)
     if len(samples) < ENOUGH:
         return line
     told = _telling(samples)
-    along = np.array([_terms(work) for work, _ in told]) @ line.line
-    residuals = np.log((np.array([taken for _, taken in told]) + BLUR) / (along + BLUR))
-    features = np.array([_features(work) for work, _ in told])
+    along = np.array([_terms(work) for work, _, _ in told]) @ line.line
+    residuals = np.log((np.array([taken for _, _, taken in told]) + BLUR) / (along + BLUR))
+    features = np.array([_features(work, around) for work, around, _ in told])
     mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-3)
     seen = (features - mean) / spread
     tried = [
@@ -298,10 +336,10 @@ def _fitted(samples: Sequence[tuple[KernelWork, float]]) -> _Class:
 
 
 def _telling(
-    samples: Sequence[tuple[KernelWork, float]],
-) -> list[tuple[KernelWork, float]]:
+    samples: Sequence[_Sample],
+) -> list[_Sample]:
     """The longest kernels, and of the others some from the longest to the shortest."""
-    ordered = sorted(samples, key=lambda one: -one[1])
+    ordered = sorted(samples, key=lambda one: -one[2])
     longest, others = ordered[:MOST], ordered[MOST:]
     step = max(len(others) // (MOST // 3), 1)
     return [*longest, *others[::step]]

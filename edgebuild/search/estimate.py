@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from edgebuild.search.calibrated import Predictor, predictor
 from edgebuild.vocabulary.artifact import KernelRun, KernelWork
+from edgebuild.vocabulary.calibration import Load
 from edgebuild.vocabulary.measurement import Evidence, Figure
 from edgebuild.vocabulary.offer import LayerShape, activations, macs, weights
 from edgebuild.vocabulary.precision import LayerKind, Precision
@@ -45,7 +46,7 @@ def predict_latency(
     calibrated = _predictor(target, runtime)
     works = _works(runs, calibrated)
     if calibrated is not None and works:
-        found = calibrated.network(works, carried(program))
+        found = calibrated.network(works, load_of(program))
         note = f"{_source(target)}; of calls that nothing disturbs"
         if found.unknown:
             note += f"; never probed: {', '.join(found.unknown)}"
@@ -84,12 +85,13 @@ def _is_there(work: KernelWork, calibrated: Predictor) -> bool:
     return work.form not in LAYOUT or calibrated.knows(work.kind)
 
 
-def carried(program: Program) -> Bytes:
+def load_of(program: Program) -> Load:
     """What a call takes in and puts out."""
     signature = program.exported.graph_signature
     names = {*signature.user_inputs, *signature.user_outputs}
     values = [node.meta["val"] for node in program.exported.graph.nodes if node.name in names]
-    return Bytes(sum(value.numel() * value.element_size() for value in values))
+    size = sum(value.numel() * value.element_size() for value in values)
+    return Load(len(values), Bytes(size))
 
 
 def doubts(target: Target, runtime: RuntimeFacts, runs: Sequence[KernelRun]) -> list[str]:
@@ -98,7 +100,7 @@ def doubts(target: Target, runtime: RuntimeFacts, runs: Sequence[KernelRun]) -> 
     works = _works(runs, calibrated)
     if calibrated is None or not works:
         return []
-    found = calibrated.network(works, Bytes(0))
+    found = calibrated.network(works, Load(0, Bytes(0)))
     said = [f"{runtime.name}: never probed on {target.name}: {kind}" for kind in found.unknown]
     return said + [f"{runtime.name}: slow on {target.name}: {kernel}" for kernel in found.slow]
 
@@ -115,10 +117,10 @@ def retimed(runs: Sequence[KernelRun], target: Target, runtime: RuntimeFacts) ->
     ]
 
 
-def predict_call(target: Target, runtime: RuntimeFacts) -> Seconds:
+def predict_call(program: Program, target: Target, runtime: RuntimeFacts) -> Seconds:
     """What a call takes beside its kernels; the roofline holds it already."""
     calibrated = _predictor(target, runtime)
-    return Seconds(calibrated.call if calibrated else 0.0)
+    return Seconds(calibrated.call(load_of(program)) if calibrated else 0.0)
 
 
 def predict_layer(

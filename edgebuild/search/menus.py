@@ -120,7 +120,7 @@ def _predicted_menu(
         offered,
         predicted,
         (own and _glue(case, own, NO_TIME)) or predict_glue(case.program, case.target, runtime),
-        fixed=predict_call(case.target, runtime),
+        fixed=predict_call(case.program, case.target, runtime),
         conversion=_conversion(case, own),
     )
 

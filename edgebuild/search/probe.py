@@ -15,7 +15,7 @@ from edgebuild import catalog
 from edgebuild.cache import Cache, digest
 from edgebuild.capture import capture
 from edgebuild.samples import StoredSamples, store_split
-from edgebuild.search.estimate import carried
+from edgebuild.search.estimate import load_of
 from edgebuild.search.measure import Effort, clock
 from edgebuild.search.probe_blocks import (
     Block,
@@ -29,6 +29,7 @@ from edgebuild.search.uniform import exporters_of, uniform
 from edgebuild.vocabulary.artifact import Artifact
 from edgebuild.vocabulary.calibration import (
     Calibration,
+    Load,
     NetworkSample,
     ProbedRuntime,
     ProfileEffort,
@@ -40,7 +41,6 @@ from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Program
 from edgebuild.vocabulary.recipe import Candidate
 from edgebuild.vocabulary.target import RuntimeFacts, Target
-from edgebuild.vocabulary.units import Bytes
 
 SEED = 0
 # Precisions whose kernels are others than those of fp32; the rest computes as fp32 does.
@@ -68,7 +68,8 @@ IMAGE = (Precision.FP32, Precision.INT8_STATIC)
 NETWORKS = (
     *(ProbeNetwork(f"images-{n}", lambda draw: image_blocks(draw, 10), IMAGE) for n in range(6)),
     *(ProbeNetwork(f"tokens-{n}", lambda draw: token_blocks(draw, 10)) for n in range(3)),
-    *(ProbeNetwork(f"rows-{n}", lambda draw, n=n: row_blocks(draw, n)) for n in (3, 10)),
+    ProbeNetwork("few rows", lambda draw: row_blocks(draw, 3)),
+    ProbeNetwork("rows", lambda draw: row_blocks(draw, 10)),
     ProbeNetwork("tiny", lambda draw: tiny_blocks(draw, 15)),
 )
 
@@ -80,7 +81,7 @@ class _Made:
     name: str
     artifact: Artifact
     samples: StoredSamples
-    carried: Bytes
+    load: Load
 
 
 def probe(
@@ -127,7 +128,7 @@ def _timed(made: _Made, device: Device, threads: int) -> tuple[NetworkSample, st
     kernels = tuple(runtime.timings(made.artifact, made.samples, device, threads, PROFILED))
     whole = clock(made.artifact, made.samples, threads, device, TIMED)
     seconds = typical(whole.latencies)
-    return NetworkSample(made.name, kernels, made.carried, seconds), whole.runtime
+    return NetworkSample(made.name, kernels, made.load, seconds), whole.runtime
 
 
 def _made(
@@ -167,15 +168,15 @@ def _files(
         artifact = form.validate_json(made.read_bytes())
         samples = StoredSamples.open(next((folder / "samples").iterdir()))
         artifact = replace(artifact, path=made.parent / artifact.path.name)
-        carried = Bytes(int((folder / "carried").read_text()))
-        yield _Made(f"{network.name} {made.parent.name}", artifact, samples, carried)
+        load = TypeAdapter(Load).validate_json((folder / "load.json").read_bytes())
+        yield _Made(f"{network.name} {made.parent.name}", artifact, samples, load)
 
 
 def _export(
     folder: Path, number: int, network: ProbeNetwork, exporter: Exporter, runtime: RuntimeFacts
 ) -> None:
     program, samples = _captured(number, network, Cache(folder))
-    (folder / "carried").write_text(str(carried(program)))
+    (folder / "load.json").write_bytes(TypeAdapter(Load).dump_json(load_of(program)))
     form = TypeAdapter(Artifact)
     for precision in network.precisions:
         recipe = uniform(precision, program.sites, exporter, runtime)

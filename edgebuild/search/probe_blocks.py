@@ -182,7 +182,7 @@ class Masked(nn.Module):
         mask = (ids > 0).to(torch.float32)
         x = self.first(self.words(ids) + self.places(torch.arange(ids.shape[1])))
         query, key, value = (
-            part.unflatten(-1, (self.heads, self.size)).transpose(1, 2)
+            part.reshape(1, -1, self.heads, self.size).transpose(1, 2)
             for part in self.parts(x).chunk(3, -1)
         )
         looks = query @ key.transpose(-1, -2) * self.size**-0.5
@@ -220,7 +220,7 @@ class Shuffled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kept, changed = x[:, : self.width], x[:, self.width :]
         joined = torch.cat([kept, functional.relu(self.side(changed))], 1)
-        pairs = joined.unflatten(1, (2, self.width)).transpose(1, 2).flatten(1, 2)
+        pairs = joined.reshape(1, 2, self.width, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
         out: Tensor = self.out(pairs - joined.amax((2, 3), keepdim=True))
         return out
 

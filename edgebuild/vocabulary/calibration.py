@@ -32,15 +32,20 @@ class KernelSample:
 
 
 @dataclass(frozen=True)
-class NetworkSample:
-    """A network of the probe: its kernels one by one, and what a call of all of them takes.
+class Load:
+    """What a call hands to the runtime and takes from it: so many tensors, and their bytes."""
 
-    `carried` is what a call copies into and out of the runtime.
-    """
+    tensors: int
+    size: Bytes
+
+
+@dataclass(frozen=True)
+class NetworkSample:
+    """A network of the probe: its kernels one by one, and what a call of all of them takes."""
 
     name: str
     kernels: tuple[KernelSample, ...]
-    carried: Bytes
+    load: Load
     seconds: Seconds
 
 

@@ -14,6 +14,7 @@ from edgebuild.vocabulary.artifact import KernelWork
 from edgebuild.vocabulary.calibration import (
     Calibration,
     KernelSample,
+    Load,
     NetworkSample,
     ProbedRuntime,
 )
@@ -23,7 +24,7 @@ from edgebuild.vocabulary.units import Bytes, Seconds
 BASE = "robot-raspberry-pi-5"
 WORK = KernelWork("linear", "fp32", 6, Bytes(24), Bytes(8), Bytes(12), 2, 3)
 KERNEL = KernelSample("Fully Connected", WORK, Seconds(1e-6), Seconds(2e-6))
-NETWORK = NetworkSample("tiny fp32", (KERNEL,), Bytes(20), Seconds(5e-6))
+NETWORK = NetworkSample("tiny fp32", (KERNEL,), Load(2, Bytes(20)), Seconds(5e-6))
 
 
 def calibration(threads: int = 4) -> Calibration:

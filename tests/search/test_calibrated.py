@@ -11,11 +11,12 @@ import pytest
 
 from edgebuild.search.calibrated import Predictor, predictor
 from edgebuild.vocabulary.artifact import KernelWork
-from edgebuild.vocabulary.calibration import KernelSample, NetworkSample, ProbedRuntime
+from edgebuild.vocabulary.calibration import KernelSample, Load, NetworkSample, ProbedRuntime
 from edgebuild.vocabulary.units import Bytes, Seconds
 
 START, MAC, BYTE = 5e-6, 2e-11, 1e-10
 NOTING, CALL = 3e-6, 50e-6
+LOAD = Load(2, Bytes(0))
 Law = Callable[[KernelWork], float]
 
 
@@ -45,7 +46,7 @@ def network(name: str, works: list[KernelWork], law: Law = truth) -> NetworkSamp
     kernels = tuple(
         KernelSample(one.form, one, time, time) for one, time in zip(works, times, strict=True)
     )
-    return NetworkSample(name, kernels, Bytes(0), Seconds(sum(map(law, works)) + CALL))
+    return NetworkSample(name, kernels, LOAD, Seconds(sum(map(law, works)) + CALL))
 
 
 def fitted(law: Law = truth, forms: tuple[str, ...] = ("linear",)) -> Predictor:
@@ -61,7 +62,7 @@ def fitted(law: Law = truth, forms: tuple[str, ...] = ("linear",)) -> Predictor:
 
 def test_the_fit_recovers_what_kernels_and_calls_take() -> None:
     found = fitted()
-    assert found.call == pytest.approx(CALL, rel=0.2)
+    assert found.call(LOAD) == pytest.approx(CALL, rel=0.2)
     rng = np.random.default_rng(1)
     for _ in range(20):
         unseen = work(rng)
@@ -91,7 +92,7 @@ def test_the_interval_covers_networks_that_were_not_seen() -> None:
     inside = 0
     for _ in range(40):
         works = [work(rng) for _ in range(10)]
-        told = found.network(works, Bytes(0))
+        told = found.network(works, LOAD)
         assert told.low < told.seconds < told.high
         inside += told.low <= sum(map(noisy, works)) + CALL <= told.high
     assert inside >= 36
@@ -101,7 +102,7 @@ def test_a_class_that_was_never_probed_is_named_and_widens_the_interval() -> Non
     found, rng = fitted(), np.random.default_rng(1)
     known = [work(rng) for _ in range(5)]
     strange = [replace(one, form="fourier") for one in known]
-    told, guessed = found.network(known, Bytes(0)), found.network(strange, Bytes(0))
+    told, guessed = found.network(known, LOAD), found.network(strange, LOAD)
     assert told.unknown == ()
     assert guessed.unknown == ("fourier fp32",)
     assert guessed.high / guessed.low > 2 * told.high / told.low
@@ -122,7 +123,7 @@ def test_an_integer_kernel_slower_than_floats_is_named() -> None:
     )
     found = predictor(ProbedRuntime("onnxruntime", "onnxruntime 1", 1, networks))
     works = [work(rng, form, "int8-static") for form in ("linear", "MaxPool") for _ in range(4)]
-    told = found.network(works, Bytes(0))
+    told = found.network(works, LOAD)
     (slow,) = told.slow
     assert slow.startswith("MaxPool int8-static (")
 
@@ -134,8 +135,8 @@ def test_what_a_call_carries_takes_time() -> None:
         one = network(f"{number}", [work(rng) for _ in range(2 + number)])
         carried = int(1e6 * rng.uniform(0, 8))
         seconds = Seconds(one.seconds + copying * carried)
-        networks.append(replace(one, carried=Bytes(carried), seconds=seconds))
+        networks.append(replace(one, load=Load(2, Bytes(carried)), seconds=seconds))
     found = predictor(ProbedRuntime("litert", "litert 1", 1, tuple(networks)))
     works = [work(rng) for _ in range(5)]
-    more = found.network(works, Bytes(10**7)).seconds - found.network(works, Bytes(0)).seconds
+    more = found.network(works, Load(2, Bytes(10**7))).seconds - found.network(works, LOAD).seconds
     assert more == pytest.approx(copying * 10**7, rel=0.2)

@@ -13,8 +13,8 @@ from edgebuild.capture import capture
 from edgebuild.inputs.target_file import load_target
 from edgebuild.search.costs import glue_of
 from edgebuild.search.estimate import (
-    carried,
     doubts,
+    load_of,
     predict_latency,
     predict_layer,
     retimed,
@@ -25,6 +25,7 @@ from edgebuild.vocabulary.artifact import Arithmetic, KernelRun, KernelWork
 from edgebuild.vocabulary.calibration import (
     Calibration,
     KernelSample,
+    Load,
     NetworkSample,
     ProbedRuntime,
 )
@@ -59,7 +60,7 @@ def calibrated(slow: float = 1.0) -> Target:
         kernels = tuple(
             KernelSample(w.form, w, time, time) for w, time in zip(works, times, strict=True)
         )
-        networks.append(NetworkSample(str(number), kernels, Bytes(0), Seconds(sum(times))))
+        networks.append(NetworkSample(str(number), kernels, Load(2, Bytes(0)), Seconds(sum(times))))
     probed = ProbedRuntime("onnxruntime", "onnxruntime 1.32.0", 4, tuple(networks))
     return replace(PI, calibration=Calibration("ssh://pi@shelf", "2026-11-24", (probed,)))
 
@@ -150,4 +151,4 @@ def test_what_lies_between_layers_takes_its_time_on_the_target() -> None:
 
 
 def test_a_call_carries_inputs_and_outputs() -> None:
-    assert carried(PROGRAM) == 4 * 16 * (32 + 64)
+    assert load_of(PROGRAM) == Load(2, Bytes(4 * 16 * (32 + 64)))

@@ -15,10 +15,11 @@ from edgebuild.inputs.target_file import load_target, profile_text
 from edgebuild.search import probe as probing
 from edgebuild.search.probe import ProbeNetwork, probe
 from edgebuild.search.probe_blocks import image_blocks, tiny_blocks, token_blocks
-from edgebuild.vocabulary.calibration import ProfileEffort
+from edgebuild.vocabulary.calibration import Load, ProfileEffort
 from edgebuild.vocabulary.errors import InputError, InvalidDestination
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.silence import Silence
+from edgebuild.vocabulary.units import Bytes
 
 FEW = (ProbeNetwork("tiny", lambda draw: tiny_blocks(draw, 3), (Precision.FP32,)),)
 
@@ -40,7 +41,7 @@ def test_every_kernel_of_both_runtimes_is_timed_with_its_work(tmp_path: Path) ->
         assert network.name == "tiny fp32"
         assert network.seconds > 0
         # 8 channels of 4 x 4 in two blocks and 4 tokens of 16 in one, in and out, in fp32.
-        assert network.carried == 2 * 4 * (2 * 8 * 16 + 4 * 16)
+        assert network.load == Load(6, Bytes(2 * 4 * (2 * 8 * 16 + 4 * 16)))
         kinds = {kernel.work.kind for kernel in network.kernels}
         assert {"convolution 1x1 fp32", "depthwise fp32", "linear fp32"} <= kinds
     write_calibrated(profile_text("host"), tmp_path / "mine.toml", found)
