@@ -28,6 +28,8 @@ MOST = 120
 # How far shapes tell of one another, in standard deviations of all, and what they do not explain.
 LENGTHS, NOISES = (1.0, 2.0, 4.0, 8.0), (0.01, 0.05, 0.2, 1.0)
 LEAST_ERROR = 0.02
+# A factor of three beside the line is not a matter of shapes where nothing else is.
+FAR = 1.1
 # Refits with less weight on networks that are further off than this share.
 ROUNDS, STICKS_OUT = 8, 0.05
 # The same for kernels: some shapes run on kernels of their own.
@@ -41,11 +43,11 @@ WIDE = 2.0
 # A class that was never probed, or hardly, may be off by a factor of e.
 UNKNOWN, FEW = 1.0, 0.5
 # An integer kernel that is so much slower than the float one for the same shapes is told, where
-# it is worth so much of the whole.
-SLOWER, WORTH = 1.3, 0.02
+# it is worth so much of the whole, and so many seconds.
+SLOWER, WORTH, LONG = 1.3, 0.02, 1e-5
 
 
-# A kernel's work, the bytes of weights of its network, and what it took.
+# A kernel's work, the bytes that its network touches, and what it took.
 _Sample = tuple[KernelWork, float, float]
 
 
@@ -109,7 +111,7 @@ class Predictor:
     Attributes:
         classes: the classes that were probed.
         anything: all of them as one, for a class that was not.
-        usual: bytes of weights of a usual network of the probe.
+        usual: bytes that a usual network of the probe touches.
         handing: what it takes to hand over a tensor, in seconds.
         carrying: what it takes to copy a byte of it.
         unexplained: how far networks are from the sums of their kernels, as a share.
@@ -128,7 +130,7 @@ class Predictor:
     def kernel(self, work: KernelWork, around: float | None = None) -> tuple[float, float]:
         """Its seconds, and the standard deviation of their logarithm.
 
-        `around` are the bytes of all weights of its network.
+        `around` are the bytes that its network touches.
         """
         around = self.usual if around is None else around
         found = self.classes.get(work.kind)
@@ -177,7 +179,7 @@ class Predictor:
         return sorted(
             f"{kind} ({seconds / float_[kind]:.1f} × float's time)"
             for kind, seconds in own.items()
-            if seconds > SLOWER * float_[kind] and seconds > WORTH * total
+            if seconds > SLOWER * float_[kind] and seconds > max(WORTH * total, LONG)
         )
 
 
@@ -222,8 +224,8 @@ def _unexplained(draft: Predictor, networks: Sequence[NetworkSample]) -> float:
 
 
 def _around(works: Sequence[KernelWork]) -> float:
-    """Bytes of all weights of a network: what the caches hold of them from run to run."""
-    return float(sum(work.weights for work in works))
+    """Bytes that a network touches: little of it is left in the caches from run to run."""
+    return float(sum(work.weights + work.written for work in works))
 
 
 def _works(network: NetworkSample) -> list[KernelWork]:
@@ -316,7 +318,7 @@ def _fitted(samples: Sequence[_Sample]) -> _Class:
     line = _line(samples)
     if len(samples) < ENOUGH:
         return line
-    told = _telling(samples)
+    told = _telling(_plausible(samples, line))
     along = np.array([_terms(work) for work, _, _ in told]) @ line.line
     residuals = np.log((np.array([taken for _, _, taken in told]) + BLUR) / (along + BLUR))
     features = np.array([_features(work, around) for work, around, _ in told])
@@ -333,6 +335,19 @@ def _fitted(samples: Sequence[_Sample]) -> _Class:
         return replace(line, error=max(without, LEAST_ERROR))
     process = _Process(seen, mean, spread, length, weights)
     return replace(line, error=max(error, LEAST_ERROR), process=process)
+
+
+def _plausible(samples: Sequence[_Sample], line: _Class) -> list[_Sample]:
+    """Those that lie near the line, as most do.
+
+    A runtime may run independent operators of one class in another order than the file has them,
+    and says not in which: two that were taken for each other tell nothing.
+    """
+    along = np.array([_terms(work) for work, _, _ in samples]) @ line.line
+    seconds = np.array([taken for _, _, taken in samples])
+    residuals = np.abs(np.log((seconds + BLUR) / (along + BLUR)))
+    limit = max(FAR, 4 * float(np.median(residuals)))
+    return [one for one, far in zip(samples, residuals, strict=True) if far <= limit]
 
 
 def _telling(

@@ -351,7 +351,7 @@ def _classified(draw: random.Random) -> Block | None:
 
 def _stem(draw: random.Random) -> Block | None:
     """An image's first layers: few channels, many pixels."""
-    inputs, width = draw.choice((1, 3, 3, 3)), draw.choice((8, 16, 24, 32, 64))
+    inputs, width = draw.choice((1, 1, 3, 3)), draw.choice((8, 16, 24, 32, 64))
     side, kernel = draw.choice((32, 64, 96, 128, 160, 224)), draw.choice((3, 3, 7))
     stride = draw.choice((1, 2, 2))
     if not _is_fit(inputs * width * (side / stride * kernel) ** 2, width * (side / stride) ** 2):
