@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from edgebuild.vocabulary.artifact import KernelWork
-from edgebuild.vocabulary.calibration import KernelSample, Load, NetworkSample, ProbedRuntime
+from edgebuild.vocabulary.calibration import Load, NetworkSample, ProbedRuntime
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.units import Bytes, Seconds
 
@@ -23,6 +23,8 @@ TICK = 1e-6
 SHORTEST = 5e-8
 # From so many samples on, what the line leaves over is learned from the shapes.
 ENOUGH = 20
+# Through fewer samples goes no line of their own.
+SOME = 5
 # The longest kernels matter, and what is learned from more of them takes longer to learn.
 MOST = 120
 # How far shapes tell of one another, in standard deviations of all, and what they do not explain.
@@ -37,7 +39,9 @@ ASTRAY = 0.2
 # How alike the errors of a class are within one network, and what no class explains.
 IN_COMMON = 0.3
 UNEXPLAINED = 0.04
-ONE_ROW = "linear of one row"
+# A network that touches so many bytes finds none of its weights in the caches any more; which of
+# them it is on a device, its own timings tell.
+SIZES = (1e6, 2e6, 4e6, 8e6, 16e6, 32e6, 64e6)
 # An interval holds nine of ten truths with a margin: so many standard deviations.
 WIDE = 2.0
 # A class that was never probed, or hardly, may be off by a factor of e.
@@ -47,7 +51,7 @@ UNKNOWN, FEW = 1.0, 0.5
 SLOWER, WORTH, LONG = 1.3, 0.02, 1e-5
 
 
-# A kernel's work, the bytes that its network touches, and what it took.
+# A kernel's work, the share of its weights that no cache holds, and what it took.
 _Sample = tuple[KernelWork, float, float]
 
 
@@ -71,11 +75,11 @@ class _Class:
     count: int
     process: _Process | None = None
 
-    def seconds(self, work: KernelWork, around: float) -> float:
-        base = float(_terms(work) @ self.line)
+    def seconds(self, work: KernelWork, missed: float) -> float:
+        base = float(_terms(work, missed) @ self.line)
         if self.process is None:
             return max(base, SHORTEST)
-        more = self.process.at(_features(work, around))
+        more = self.process.at(_features(work))
         return max((base + BLUR) * math.exp(more) - BLUR, SHORTEST)
 
 
@@ -111,6 +115,7 @@ class Predictor:
     Attributes:
         classes: the classes that were probed.
         anything: all of them as one, for a class that was not.
+        caches: bytes that a network may touch before it finds none of them in the caches.
         usual: bytes that a usual network of the probe touches.
         handing: what it takes to hand over a tensor, in seconds.
         carrying: what it takes to copy a byte of it.
@@ -119,6 +124,7 @@ class Predictor:
 
     classes: Mapping[str, _Class]
     anything: _Class
+    caches: float
     usual: float
     handing: float
     carrying: float
@@ -132,11 +138,11 @@ class Predictor:
 
         `around` are the bytes that its network touches.
         """
-        around = self.usual if around is None else around
+        missed = _missed(self.usual if around is None else around, self.caches)
         found = self.classes.get(work.kind)
         if found is None:
-            return self.anything.seconds(work, around), UNKNOWN
-        return found.seconds(work, around), found.error
+            return self.anything.seconds(work, missed), UNKNOWN
+        return found.seconds(work, missed), found.error
 
     def call(self, load: Load) -> float:
         """What a call takes beside its kernels."""
@@ -199,18 +205,50 @@ def _float_twin(work: KernelWork) -> KernelWork | None:
 @functools.lru_cache(maxsize=8)
 def predictor(probed: ProbedRuntime) -> Predictor:
     """Fits every class of kernels that was probed, and what a call takes beside its kernels."""
-    calls = _Calls.fit(probed.networks)
-    samples: dict[str, list[_Sample]] = defaultdict(list)
-    for network in probed.networks:
-        around = _around(_works(network))
+    networks = probed.networks
+    calls = _Calls.fit(networks)
+    caches = min(SIZES, key=lambda size: _bend(_samples(networks, calls, size)))
+    samples = _samples(networks, calls, caches)
+    everything = _line([one for each in samples.values() for one in each])
+    draft = Predictor(
+        {kind: _fitted(each, everything) for kind, each in samples.items()},
+        everything,
+        caches,
+        float(np.median([_around(_works(network)) for network in networks])),
+        calls.handing,
+        calls.carrying,
+        UNEXPLAINED,
+    )
+    return replace(draft, unexplained=_unexplained(draft, networks))
+
+
+def _samples(
+    networks: Sequence[NetworkSample], calls: _Calls, caches: float
+) -> dict[str, list[_Sample]]:
+    """Every kernel twice: with what its network leaves in the caches, and with nothing there."""
+    found: dict[str, list[_Sample]] = defaultdict(list)
+    for network in networks:
+        missed = _missed(_around(_works(network)), caches)
         for kernel in network.kernels:
-            samples[kernel.work.kind].append((kernel.work, around, calls.own(kernel)))
-    classes = {kind: _fitted(each) for kind, each in samples.items()}
-    everything = [one for each in samples.values() for one in each]
-    usual = float(np.median([_around(_works(network)) for network in probed.networks]))
-    anything, handing, carrying = _line(everything), calls.handing, calls.carrying
-    draft = Predictor(classes, anything, usual, handing, carrying, UNEXPLAINED)
-    return replace(draft, unexplained=_unexplained(draft, probed.networks))
+            of_kind = found[kernel.work.kind]
+            of_kind.append((kernel.work, missed, calls.own(kernel.hot)))
+            if kernel.work.macs:
+                of_kind.append((kernel.work, 1.0, calls.own(kernel.cold)))
+    return found
+
+
+def _bend(samples: Mapping[str, Sequence[_Sample]]) -> float:
+    """How far layers are from their lines, each class by its share of the time."""
+    return sum(
+        _line(each).error * sum(taken for _, _, taken in each)
+        for each in samples.values()
+        if each[0][0].macs and len(each) >= ENOUGH
+    )
+
+
+def _missed(around: float, caches: float) -> float:
+    """Which share of its weights a network finds no more that touches so many bytes."""
+    return min(around / caches, 1.0)
 
 
 def _unexplained(draft: Predictor, networks: Sequence[NetworkSample]) -> float:
@@ -236,7 +274,6 @@ def _works(network: NetworkSample) -> list[KernelWork]:
 class _Calls:
     """What lies between a profile and a call: the profile's own time, caches, copies, the call."""
 
-    coldness: float
     noting: float
     carrying: float
     handing: float
@@ -249,55 +286,51 @@ class _Calls:
         """
         seconds = np.array([network.seconds for network in networks])
         hot = np.array([sum(k.hot for k in network.kernels) for network in networks])
-        cold = np.array([sum(k.cold for k in network.kernels) for network in networks])
         counts = np.array([len(network.kernels) for network in networks], float)
         bytes_ = np.array([network.load.size for network in networks], float)
         tensors = np.array([network.load.tensors for network in networks], float)
-        columns = np.stack([np.maximum(cold - hot, 0), -counts, bytes_, tensors], 1)
+        columns = np.stack([-counts, bytes_, tensors], 1)
         sizes = np.maximum(np.abs(columns).max(axis=0), 1e-30)
         weights = 1 / np.maximum(seconds, TICK)
         for _ in range(ROUNDS):
             found, _ = nnls(columns / sizes * weights[:, None], (seconds - hot) * weights)
             left = np.abs(hot + columns @ (found / sizes) - seconds) / seconds
             weights = np.minimum(1, STICKS_OUT / np.maximum(left, 1e-9)) / np.maximum(seconds, TICK)
-        coldness, noting, carrying, handing = found / sizes
-        return cls(min(float(coldness), 1.0), float(noting), float(carrying), float(handing))
+        noting, carrying, handing = found / sizes
+        return cls(float(noting), float(carrying), float(handing))
 
-    def own(self, kernel: KernelSample) -> float:
+    def own(self, profiled: float) -> float:
         """What a kernel takes within a call that nobody profiles."""
-        colder = max(kernel.cold - kernel.hot, 0.0) * self.coldness
-        return max(kernel.hot + colder - self.noting, SHORTEST)
+        return max(profiled - self.noting, SHORTEST)
 
 
-def _terms(work: KernelWork) -> np.ndarray:
-    """1, multiply-accumulates, bytes of weights, bytes of activations; constants of what is no
-    layer are read as activations are."""
+def _terms(work: KernelWork, missed: float) -> np.ndarray:
+    """1, multiply-accumulates, bytes of weights, those that no cache holds, and of activations.
+
+    Constants of what is no layer are read as activations are.
+    """
     carried = work.read + work.written
     if work.macs == 0:
-        return np.array([1.0, 0.0, 0.0, work.weights + carried])
-    return np.array([1.0, work.macs, work.weights, carried])
+        return np.array([1.0, 0.0, 0.0, 0.0, work.weights + carried])
+    return np.array([1.0, work.macs, work.weights, missed * work.weights, carried])
 
 
-def _features(work: KernelWork, around: float) -> np.ndarray:
-    """What a kernel's speed may depend on besides: its sizes, and how vectors fit its widths.
-
-    What reads its weights once, for one row, is as fast as the cache that holds them.
-    """
+def _features(work: KernelWork) -> np.ndarray:
+    """What a kernel's speed may depend on besides: its sizes, and how vectors fit its widths."""
     widths = max(work.inputs, 1), max(work.outputs, 1)
     places = max(work.written / widths[1], 1.0)
     each = max(work.macs / (places * widths[1]), 1.0)
-    cached = around if work.form == ONE_ROW else 0.0
-    sizes = (*widths, places, each, work.macs, work.weights, work.read, work.written, cached)
+    sizes = (*widths, places, each, work.macs, work.weights, work.read, work.written)
     vectors = [math.log(-(-width // 16) * 16 / width) for width in widths]
     return np.array([*np.log1p(np.array(sizes, float)), *vectors])
 
 
 def _line(samples: Sequence[_Sample]) -> _Class:
-    """t0 + a · macs + b · weights + c · activations, by the least squares of relative errors.
+    """t0 + a · macs + b · weights + c · missed + d · activations, by least relative squares.
 
     Nothing is negative, and what lies astray counts less.
     """
-    terms = np.array([_terms(work) for work, _, _ in samples])
+    terms = np.array([_terms(work, missed) for work, missed, _ in samples])
     seconds = np.array([taken for _, _, taken in samples])
     weights = 1 / np.maximum(seconds, TICK)
     sizes = np.maximum(terms.max(axis=0), 1e-30)
@@ -313,15 +346,19 @@ def _line(samples: Sequence[_Sample]) -> _Class:
     return _Class(line, error, len(samples))
 
 
-def _fitted(samples: Sequence[_Sample]) -> _Class:
+def _fitted(samples: Sequence[_Sample], everything: _Class) -> _Class:
     """A line; and where there are enough samples, a Gaussian process of what it leaves over."""
+    if len(samples) < SOME:
+        return _scaled(everything, samples)
     line = _line(samples)
-    if len(samples) < ENOUGH:
+    # Each layer is there twice, and would tell of itself.
+    once = samples[::2] if samples[0][0].macs else samples
+    if len(once) < ENOUGH:
         return line
-    told = _telling(_plausible(samples, line))
-    along = np.array([_terms(work) for work, _, _ in told]) @ line.line
+    told = _telling(_plausible(once, line))
+    along = np.array([_terms(work, missed) for work, missed, _ in told]) @ line.line
     residuals = np.log((np.array([taken for _, _, taken in told]) + BLUR) / (along + BLUR))
-    features = np.array([_features(work, around) for work, around, _ in told])
+    features = np.array([_features(work) for work, _, _ in told])
     mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-3)
     seen = (features - mean) / spread
     tried = [
@@ -337,22 +374,30 @@ def _fitted(samples: Sequence[_Sample]) -> _Class:
     return replace(line, error=max(error, LEAST_ERROR), process=process)
 
 
+def _scaled(everything: _Class, samples: Sequence[_Sample]) -> _Class:
+    """The line of all kernels, as steep as the few samples of a class have it."""
+    along = [float(_terms(work, missed) @ everything.line) for work, missed, _ in samples]
+    ratios = [
+        taken / max(base, SHORTEST) for base, (_, _, taken) in zip(along, samples, strict=True)
+    ]
+    line = everything.line * float(np.median(ratios))
+    return _Class(line, FEW / math.sqrt(len(samples)), len(samples))
+
+
 def _plausible(samples: Sequence[_Sample], line: _Class) -> list[_Sample]:
     """Those that lie near the line, as most do.
 
     A runtime may run independent operators of one class in another order than the file has them,
     and says not in which: two that were taken for each other tell nothing.
     """
-    along = np.array([_terms(work) for work, _, _ in samples]) @ line.line
+    along = np.array([_terms(work, missed) for work, missed, _ in samples]) @ line.line
     seconds = np.array([taken for _, _, taken in samples])
     residuals = np.abs(np.log((seconds + BLUR) / (along + BLUR)))
     limit = max(FAR, 4 * float(np.median(residuals)))
     return [one for one, far in zip(samples, residuals, strict=True) if far <= limit]
 
 
-def _telling(
-    samples: Sequence[_Sample],
-) -> list[_Sample]:
+def _telling(samples: Sequence[_Sample]) -> list[_Sample]:
     """The longest kernels, and of the others some from the longest to the shortest."""
     ordered = sorted(samples, key=lambda one: -one[2])
     longest, others = ordered[:MOST], ordered[MOST:]

@@ -194,16 +194,18 @@ class Masked(nn.Module):
 
 
 class Detecting(nn.Module):
-    """Boxes of two maps in one list, as detectors put them out."""
+    """Boxes of several maps in one list, as detectors put them out."""
 
-    def __init__(self, width: int, boxes: int) -> None:
+    def __init__(self, width: int, boxes: int, maps: int) -> None:
         super().__init__()
         self.down = nn.Conv2d(width, width, 3, 2, 1)
-        self.fine, self.coarse = nn.Conv2d(width, boxes, 1), nn.Conv2d(width, boxes, 1)
+        self.fine = nn.Conv2d(width, boxes, 1)
+        self.coarse = nn.ModuleList(nn.Conv2d(width, boxes, 1) for _ in range(maps - 1))
         self.boxes = boxes
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = self.fine(x), self.coarse(functional.relu(self.down(x)))
+        deeper = functional.relu(self.down(x))
+        maps = [self.fine(x), *(head(deeper) for head in self.coarse)]
         rows = [one.permute(0, 2, 3, 1).reshape(1, -1, self.boxes) for one in maps]
         return torch.cat(rows, 1)
 
@@ -242,7 +244,7 @@ class Layers(nn.Module):
 def image_blocks(draw: random.Random, count: int) -> list[Block]:
     """Blocks of convolutions, each kind in turn, in drawn shapes."""
     makers = (
-        *(_inverted, _residual, _gated, _pooled, _joined, _classified, _inverted, _stem),
+        *(_inverted, _residual, _gated, _pooled, _joined, _classified, _gray, _stem),
         *(_detecting, _shuffled),
     )
     return [_fitting(makers[number % len(makers)], draw) for number in range(count)]
@@ -350,15 +352,25 @@ def _classified(draw: random.Random) -> Block | None:
 
 
 def _stem(draw: random.Random) -> Block | None:
-    """An image's first layers: few channels, many pixels."""
-    inputs, width = draw.choice((1, 1, 3, 3)), draw.choice((8, 16, 24, 32, 64))
+    return _first_layers(draw, inputs=3)
+
+
+def _gray(draw: random.Random) -> Block | None:
+    return _first_layers(draw, inputs=1)
+
+
+def _first_layers(draw: random.Random, inputs: int) -> Block | None:
+    """Of an image: few channels, many pixels."""
+    width = draw.choice((8, 16, 24, 32, 64))
     side, kernel = draw.choice((32, 64, 96, 128, 160, 224)), draw.choice((3, 3, 7))
     stride = draw.choice((1, 2, 2))
     if not _is_fit(inputs * width * (side / stride * kernel) ** 2, width * (side / stride) ** 2):
         return None
     first = nn.Conv2d(inputs, width, kernel, stride, kernel // 2)
     then = nn.Conv2d(width, width, 3, 1, 1, groups=draw.choice((1, width)))
-    return Block(nn.Sequential(first, _act(draw), then, nn.ReLU()), _image(inputs, side))
+    pool = nn.MaxPool2d(3, 2, 1) if draw.random() < 0.5 else nn.Identity()
+    layers = nn.Sequential(first, _act(draw), pool, then, nn.ReLU())
+    return Block(layers, _image(inputs, side))
 
 
 def _attention(draw: random.Random) -> Block | None:
@@ -409,7 +421,7 @@ def _detecting(draw: random.Random) -> Block | None:
     boxes = draw.choice((12, 24, 36, 84))
     if not _is_fit(3 * width**2 * side**2, width * side**2):
         return None
-    return Block(Detecting(width, boxes), _image(width, side))
+    return Block(Detecting(width, boxes, draw.choice((2, 6))), _image(width, side))
 
 
 def _shuffled(draw: random.Random) -> Block | None:
