@@ -351,13 +351,10 @@ def _fitted(samples: Sequence[_Sample], everything: _Class) -> _Class:
     if len(samples) < SOME:
         return _scaled(everything, samples)
     line = _line(samples)
-    # Each layer is there twice, and would tell of itself.
-    once = samples[::2] if samples[0][0].macs else samples
-    if len(once) < ENOUGH:
+    told = _telling(_plausible(_beside(samples, line)))
+    if len(told) < ENOUGH:
         return line
-    told = _telling(_plausible(once, line))
-    along = np.array([_terms(work, missed) for work, missed, _ in told]) @ line.line
-    residuals = np.log((np.array([taken for _, _, taken in told]) + BLUR) / (along + BLUR))
+    residuals = np.array([beside for _, beside, _ in told])
     features = np.array([_features(work) for work, _, _ in told])
     mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-3)
     seen = (features - mean) / spread
@@ -384,22 +381,33 @@ def _scaled(everything: _Class, samples: Sequence[_Sample]) -> _Class:
     return _Class(line, FEW / math.sqrt(len(samples)), len(samples))
 
 
-def _plausible(samples: Sequence[_Sample], line: _Class) -> list[_Sample]:
+def _beside(samples: Sequence[_Sample], line: _Class) -> list[_Sample]:
+    """Each kernel once, with how far it lies beside the line, hot and cold on average."""
+    along = np.array([_terms(work, missed) for work, missed, _ in samples]) @ line.line
+    seconds = np.array([taken for _, _, taken in samples])
+    residuals = np.log((seconds + BLUR) / (along + BLUR))
+    times = 2 if samples[0][0].macs else 1
+    means = residuals.reshape(-1, times).mean(axis=1)
+    return [
+        (work, float(mean), taken)
+        for (work, _, taken), mean in zip(samples[::times], means, strict=True)
+    ]
+
+
+def _plausible(beside: Sequence[_Sample]) -> list[_Sample]:
     """Those that lie near the line, as most do.
 
     A runtime may run independent operators of one class in another order than the file has them,
     and says not in which: two that were taken for each other tell nothing.
     """
-    along = np.array([_terms(work, missed) for work, missed, _ in samples]) @ line.line
-    seconds = np.array([taken for _, _, taken in samples])
-    residuals = np.abs(np.log((seconds + BLUR) / (along + BLUR)))
-    limit = max(FAR, 4 * float(np.median(residuals)))
-    return [one for one, far in zip(samples, residuals, strict=True) if far <= limit]
+    far = [abs(one[1]) for one in beside]
+    limit = max(FAR, 4 * float(np.median(far)))
+    return [one for one in beside if abs(one[1]) <= limit]
 
 
-def _telling(samples: Sequence[_Sample]) -> list[_Sample]:
+def _telling(beside: Sequence[_Sample]) -> list[_Sample]:
     """The longest kernels, and of the others some from the longest to the shortest."""
-    ordered = sorted(samples, key=lambda one: -one[2])
+    ordered = sorted(beside, key=lambda one: -one[2])
     longest, others = ordered[:MOST], ordered[MOST:]
     step = max(len(others) // (MOST // 3), 1)
     return [*longest, *others[::step]]
