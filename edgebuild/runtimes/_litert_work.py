@@ -29,7 +29,10 @@ CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 TABLES = ("EMBEDDING_LOOKUP", "GATHER")
 # XNNPACK's names of what TFLite calls otherwise, by how they begin; the first that fits.
 XNNPACK = (
-    (r"Fully Connected|Convolution|Deconvolution", "layer"),
+    (r".*DWConv", "DEPTHWISE_CONV_2D"),
+    (r"Fully Connected", "FULLY_CONNECTED"),
+    (r"Deconvolution", "TRANSPOSE_CONV"),
+    (r"Convolution", "CONV_2D"),
     (r"Batch Matrix Multiply", "BATCH_MATMUL"),
     (r"Transpose", "TRANSPOSE"),
     (r"Convert", "conversion"),
@@ -61,7 +64,6 @@ XNNPACK = (
     (r"Invalid Unary Op", "look-up"),
 )
 ALIKE = {
-    **dict.fromkeys(LAYERS, "layer"),
     **dict.fromkeys(CONVERSIONS, "conversion"),
     **dict.fromkeys(("RELU", "RELU6", "RELU_0_TO_1", "RELU_N1_TO_1"), "clamp"),
     **{"SUM": "MEAN", "STRIDED_SLICE": "SLICE", "PADV2": "PAD", "EXPAND_DIMS": "RESHAPE"},
@@ -85,6 +87,8 @@ def works_of(path: Path, kernels: Sequence[str]) -> list[KernelWork]:
     ran, stored = list(map(_token, kernels)), [operator.token for operator in operators]
     pairs = _side_by_side(ran, stored)
     pairs |= _left_over(ran, stored, pairs)
+    # Which kernel computes a layer is XNNPACK's choice; but a layer it is.
+    pairs |= _left_over(list(map(_layer, ran)), list(map(_layer, stored)), pairs)
     works: list[KernelWork] = []
     for number, kernel in enumerate(kernels):
         paired = operators[pairs[number]].work if number in pairs else None
@@ -100,6 +104,10 @@ def _put_between(kernel: str, before: Sequence[KernelWork]) -> KernelWork:
     written, width = before[0].written, before[0].outputs
     numerics = before[0].numerics
     return KernelWork(form, numerics, 0, Bytes(0), written, written, width, width)
+
+
+def _layer(token: str) -> str:
+    return "layer" if token in LAYERS else token
 
 
 def _token(kernel: str) -> str:
@@ -155,7 +163,9 @@ def _operators(path: Path) -> Iterator[_Operator]:
         if (before, after) == ("DEQUANTIZE", "QUANTIZE") and len(inputs) == 1:
             yield _Operator("look-up", _looked_up(work))
         else:
-            yield _Operator(ALIKE.get(name, name), work)
+            # XNNPACK computes it so.
+            token = "FULLY_CONNECTED" if work.form == "convolution 1x1" else name
+            yield _Operator(ALIKE.get(token, token), work)
 
 
 def _name(model: Any, operator: Any) -> str:

@@ -332,13 +332,18 @@ def _line(samples: Sequence[_Sample]) -> _Class:
     """
     terms = np.array([_terms(work, missed) for work, missed, _ in samples])
     seconds = np.array([taken for _, _, taken in samples])
-    weights = 1 / np.maximum(seconds, TICK)
     sizes = np.maximum(terms.max(axis=0), 1e-30)
+    # Each kernel counts by the larger of what it took and what is expected: by what it took alone,
+    # one that was taken for another, and took next to nothing, would bend the line to nothing.
+    work = np.maximum(terms[:, 1] if terms[:, 1].any() else terms[:, -1], 1.0)
+    expected = work * float(np.median(seconds / work))
     for _ in range(ROUNDS):
+        astray = np.abs(np.log((seconds + BLUR) / (expected + BLUR)))
+        weights = np.minimum(1, ASTRAY / np.maximum(astray, 1e-9))
+        weights /= np.maximum(np.maximum(seconds, expected), TICK)
         found, _ = nnls(terms / sizes * weights[:, None], seconds * weights)
         line = found / sizes
-        left = np.abs(terms @ line - seconds) / np.maximum(seconds, TICK)
-        weights = np.minimum(1, ASTRAY / np.maximum(left, 1e-9)) / np.maximum(seconds, TICK)
+        expected = terms @ line
     ratios = np.log((seconds + BLUR) / (terms @ line + BLUR))
     # Of few samples the line goes through most, and says nothing of how far it is off.
     few = FEW / math.sqrt(len(samples))
