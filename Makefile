@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-devices lint bench bench-search clean
+.PHONY: demo test test-devices lint bench bench-search bench-predictor clean
 
 demo: $(INSTALLED)
 	$(BIN)/edgebuild build benchmarks/solar_cells.py -t robot-raspberry-pi-5 -o dist/solar-cells
@@ -31,6 +31,10 @@ bench: $(INSTALLED)
 bench-search: $(INSTALLED)
 	$(BIN)/python benchmarks/search/compare.py
 	$(BIN)/python benchmarks/search/recovery.py
+
+# Ten minutes on a machine that does nothing else: it probes this machine, and measures on it.
+bench-predictor: $(INSTALLED)
+	$(BIN)/python benchmarks/predictor.py
 
 clean:
 	rm -rf .venv dist

@@ -22,6 +22,7 @@ from edgebuild.vocabulary.workload import Workload
 
 if TYPE_CHECKING:
     from edgebuild.bundles.manifest import Bundle, Manifest
+    from edgebuild.vocabulary.calibration import Calibration
     from edgebuild.vocabulary.contracts import Device, Progress
     from edgebuild.vocabulary.trial import Trial
 
@@ -77,8 +78,10 @@ def build(
     from edgebuild.report.html import render_html
     from edgebuild.report.markdown import render
     from edgebuild.search.case import open_case
+    from edgebuild.search.estimate import doubts
     from edgebuild.search.judge import choose
     from edgebuild.search.loop import Wishes, search
+    from edgebuild.search.make import runtime_facts
     from edgebuild.search.prove import prove
     from edgebuild.search.record import record
     from edgebuild.vocabulary.silence import Silence
@@ -110,6 +113,9 @@ def build(
             if best is None:
                 raise NothingBuilt(_reasons(found.trials))
             chosen = next(one for one in found.made if one.recipe == best.recipe)
+            facts = runtime_facts(target, chosen.artifact.runtime)
+            for doubt in doubts(target, facts, chosen.census.runs):
+                progress.say(doubt)
             proof = prove(case, chosen, place, progress)
         manifest = record(case, proof, found, time.monotonic() - begun, seed)
         golden = {"input": proof.golden_inputs, "output": proof.golden_outputs}
@@ -121,6 +127,48 @@ def build(
         bundle = packed(manifest)
         # The bundle is what is proven there, and its reports tell of it: it is packed again.
         return packed(replace(manifest, arm=arm_proofs(bundle, progress))) if emulate else bundle
+
+
+def calibrate(
+    target: str, out: str | Path, *, device: str = "", progress: Progress | None = None
+) -> Calibration:
+    """Probes a device for a minute, and writes the target's profile with what it has timed.
+
+    Args:
+        target: the name or path of a profile that the device is an example of.
+        out: the .toml to write; the probe's file is written beside it.
+        device: the device's URL; this machine unless given.
+        progress: where to say how far it is; silent unless given.
+
+    Raises:
+        InputError: a target that the device cannot be, or a destination that is no .toml.
+        DeviceError: the device cannot be reached, lacks a runtime, or was lost on the way.
+    """
+    from edgebuild import catalog
+    from edgebuild.cache import Cache, default_root
+    from edgebuild.inputs.calibration_file import write_calibrated
+    from edgebuild.inputs.target_file import load_target, profile_text
+    from edgebuild.search.probe import probe
+    from edgebuild.vocabulary.silence import Silence
+
+    out, progress = Path(out), progress or Silence()
+    if out.suffix != ".toml" or not out.parent.is_dir():
+        raise InvalidDestination(
+            f"{out} cannot be a profile: give a .toml in a folder that is there"
+        )
+    profile = load_target(target)
+    if not device and not profile.is_this_machine:
+        raise InputError(
+            f"{profile.name} is another machine than this one: give it with --device, as "
+            "ssh://user@host"
+        )
+    with (
+        _clear_disk_errors(),
+        _place(device, profile, catalog.names("exporters"), progress) as place,
+    ):
+        found = probe(profile, place, Cache(default_root()), progress)
+        write_calibrated(profile_text(target), out, found)
+    return found
 
 
 @contextmanager

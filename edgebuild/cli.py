@@ -344,6 +344,43 @@ def bench(
 
 
 @app.command()
+def probe(
+    target: Annotated[
+        str, typer.Option("-t", "--target", help="What the device is: a name, or a .toml.")
+    ] = "host",
+    device: Annotated[
+        str | None,
+        typer.Option(help="ssh://user@host, adb://SERIAL, or a name; this machine unless given."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The calibrated profile to write: a .toml.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time a device's kernels for about a minute, and write a profile that predicts by them."""
+    from edgebuild.build import calibrate
+    from edgebuild.inputs.device_file import device_url
+    from edgebuild.inputs.target_file import load_target
+    from edgebuild.report import terminal
+
+    profile = load_target(target)
+    console = terminal.stderr()
+    out = out or Path(f"{profile.name}-calibrated.toml")
+    with terminal.Bars(console) as bars:
+        url = device_url(device, profile) if device else ""
+        found = calibrate(target, out, device=url, progress=bars)
+    counts = {
+        runtime.name: sum(len(network.kernels) for network in runtime.networks)
+        for runtime in found.runtimes
+    }
+    if as_json:
+        _print_json({"profile": str(out), "device": found.device, "kernels": counts})
+    else:
+        told = ", ".join(f"{count} kernels of {name}" for name, count in counts.items())
+        console.print(f"{out} is calibrated on {found.device} by {told}: build for it by -t {out}")
+
+
+@app.command()
 def explain(dist: Dist, as_json: AsJson = False) -> None:
     """Say what was tried, what was chosen, and why; each limit with its evidence."""
     from edgebuild.bundles.manifest import load_bundle

@@ -21,12 +21,14 @@ from edgebuild.search.case import Case
 from edgebuild.search.frontier import frontier, halvings
 from edgebuild.search.judge import choose
 from edgebuild.search.loop import Found, Rounds, Wishes, search, try_uniform
+from edgebuild.search.make import runtime_facts
 from edgebuild.search.measure import Effort, clock, outputs_of
 from edgebuild.search.plan import Menu
 from edgebuild.search.propose import Proposal, named, recovered, work_of
 from edgebuild.search.training import Training
 from edgebuild.vocabulary.artifact import Artifact
 from edgebuild.vocabulary.contracts import Device, Progress
+from edgebuild.vocabulary.measurement import Measurement
 from edgebuild.vocabulary.offer import Offer, Part
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.target import Preference
@@ -214,10 +216,14 @@ class Bench:
         whole = self.whole[artifact.format]
         ratios = []
         for _ in range(TURNS):
-            pair = [clock(self.case, one, self.device, TURN) for one in (whole, artifact)]
+            pair = [self._clock(one) for one in (whole, artifact)]
             medians = [statistics.median(taken.latencies) for taken in pair]
             ratios.append(medians[0] / medians[1])
         return statistics.median(ratios)
+
+    def _clock(self, artifact: Artifact) -> Measurement:
+        threads = runtime_facts(self.case.target, artifact.runtime).threads
+        return clock(artifact, self.case.calibration, threads, self.device, TURN)
 
     def _hypervolume(self, found: Found, artifacts: Mapping[str, Artifact]) -> float:
         """Of the frontier on validation data, by its scores on test data."""

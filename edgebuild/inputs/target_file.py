@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -21,7 +18,10 @@ from pydantic import (
     ValidationError,
 )
 
+from edgebuild.inputs.calibration_file import read_calibration
 from edgebuild.inputs.this_machine import detected_facts
+from edgebuild.inputs.toml_document import Document, Key, Tables
+from edgebuild.vocabulary.calibration import Calibration
 from edgebuild.vocabulary.errors import InvalidQuantity, InvalidTarget, did_you_mean
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.target import (
@@ -54,9 +54,6 @@ from edgebuild.vocabulary.units import (
     parse_time,
 )
 
-Tables = dict[str, Any]
-Key = tuple[str, ...]
-
 
 def load_target(name_or_path: str | Path) -> Target:
     """Reads a shipped profile by its name, or any profile by the path of its file.
@@ -67,13 +64,22 @@ def load_target(name_or_path: str | Path) -> Target:
         InvalidTarget: no such target, or a file that is unreadable, malformed or impossible;
             the message names the file, the line, the key, the reason and the nearest key.
     """
-    document = _Document.read(_file_of(name_or_path))
+    document = Document.read(_file_of(name_or_path))
     tables = _with_detected_facts(document.tables)
     profile = _checked_profile(document, tables)
     _refuse_impossible_facts(document, profile)
     _refuse_impossible_budget(document, profile)
     _refuse_missing_sources(document, tables)
-    return _as_target(document.path.stem, profile)
+    return _as_target(document.path.stem, profile, _calibration(document, profile))
+
+
+def profile_text(name_or_path: str | Path) -> str:
+    """A profile as it stands in its file.
+
+    Raises:
+        InvalidTarget: no such target, or a file that cannot be read.
+    """
+    return Document.read(_file_of(name_or_path)).text
 
 
 def target_names() -> list[str]:
@@ -103,67 +109,6 @@ def _shipped_folder() -> Path:
     package = Path(__file__).resolve().parents[1]
     installed = package / "targets"
     return installed if installed.is_dir() else package.parent / "targets"
-
-
-@dataclass(frozen=True)
-class _Document:
-    """A profile's text, which knows on which line each key stands."""
-
-    path: Path
-    text: str
-    tables: Tables
-
-    @classmethod
-    def read(cls, path: Path) -> _Document:
-        try:
-            text = path.read_text(encoding="utf-8")
-            return cls(path, text, tomllib.loads(text))
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise InvalidTarget(f"{path}: cannot be read: {reason}") from None
-        except UnicodeDecodeError:
-            raise InvalidTarget(f"{path}: cannot be read: not UTF-8 text") from None
-        except tomllib.TOMLDecodeError as error:
-            raise InvalidTarget(_syntax_error(path, text, str(error))) from None
-
-    def refusal(self, key: Key, reason: str) -> InvalidTarget:
-        shown = ".".join(f'"{part}"' if "." in part else part for part in key)
-        return InvalidTarget(f"{self.path}:{self._line_of(key)}: {shown}: {reason}")
-
-    def _line_of(self, key: Key) -> int:
-        """The key's line, else that of the nearest table around it."""
-        around = (key[:length] for length in range(len(key), 0, -1))
-        return next((self._lines[part] for part in around if part in self._lines), 1)
-
-    @cached_property
-    def _lines(self) -> dict[Key, int]:
-        lines: dict[Key, int] = {}
-        table: Key = ()
-        for number, line in enumerate(self.text.splitlines(), start=1):
-            if header := _HEADER.fullmatch(line):
-                table = _parts(header[1])
-                lines.setdefault(table, number)
-            elif assignment := _ASSIGNMENT.match(line):
-                lines.setdefault((*table, *_parts(assignment[1])), number)
-        return lines
-
-
-_PART = r"""(?:[\w-]+|"[^"]*"|'[^']*')"""
-_DOTTED = rf"{_PART}(?:\s*\.\s*{_PART})*"
-_HEADER = re.compile(rf"\s*\[\s*({_DOTTED})\s*\]\s*(?:#.*)?")
-_ASSIGNMENT = re.compile(rf"\s*({_DOTTED})\s*=")
-
-
-def _parts(dotted: str) -> Key:
-    return tuple(part.strip("\"'") for part in re.findall(_PART, dotted))
-
-
-def _syntax_error(path: Path, text: str, message: str) -> str:
-    """tomllib's message with the line in front, where every other message has it."""
-    at_line = re.search(r"\(at line (\d+), column \d+\)", message)
-    line = int(at_line[1]) if at_line else len(text.splitlines())
-    reason = re.sub(r"\s*\(at .*\)", "", message)
-    return f"{path}:{line}: is not TOML: {reason[:1].lower()}{reason[1:]}"
 
 
 # ---- the tables that a profile may have
@@ -278,6 +223,10 @@ class _Budget(_Table):
     accuracy_drop: Share | None = None
 
 
+class _Calibration(_Table):
+    file: Text
+
+
 class _Profile(_Table):
     title: Text
     kind: DeviceKind
@@ -286,13 +235,14 @@ class _Profile(_Table):
     runtime: Annotated[dict[RuntimeName, _Runtime], Field(min_length=1)]
     power: _Power = Field(default_factory=_Power)
     budget: _Budget = Field(default_factory=_Budget)
+    calibration: _Calibration | None = None
     sources: dict[str, Text]
 
 
 # ---- checking the tables
 
 
-def _checked_profile(document: _Document, tables: Tables) -> _Profile:
+def _checked_profile(document: Document, tables: Tables) -> _Profile:
     try:
         return _Profile.model_validate(tables)
     except ValidationError as error:
@@ -337,11 +287,12 @@ def _keys_beside(key: Key) -> Iterable[str]:
         "runtime": _Runtime,
         "power": _Power,
         "budget": _Budget,
+        "calibration": _Calibration,
     }
     return tables[key[0]].model_fields if len(key) > 1 else _Profile.model_fields
 
 
-def _refuse_impossible_facts(document: _Document, profile: _Profile) -> None:
+def _refuse_impossible_facts(document: Document, profile: _Profile) -> None:
     memory = profile.memory
     if memory.mapped_share is not None and memory.mapped_share < memory.app_share:
         reason = f"{memory.mapped_share:g} is less than memory.app_share, which counts in it"
@@ -359,7 +310,7 @@ def _refuse_impossible_facts(document: _Document, profile: _Profile) -> None:
             raise document.refusal(("runtime", name), reason)
 
 
-def _refuse_impossible_budget(document: _Document, profile: _Profile) -> None:
+def _refuse_impossible_budget(document: Document, profile: _Profile) -> None:
     budget, memory, power = profile.budget, profile.memory, profile.power
     app_memory = memory.ram * memory.app_share
     if budget.memory is not None and budget.memory > app_memory:
@@ -384,7 +335,27 @@ def _refuse_impossible_budget(document: _Document, profile: _Profile) -> None:
         raise document.refusal(("budget", "accuracy_drop"), "is more than 100 %")
 
 
-def _refuse_missing_sources(document: _Document, tables: Tables) -> None:
+def _calibration(document: Document, profile: _Profile) -> Calibration | None:
+    """What a probe of the device has timed, from the file beside the profile."""
+    if profile.calibration is None:
+        return None
+    key = ("calibration", "file")
+    try:
+        found = read_calibration(document.path.parent / profile.calibration.file)
+    except InvalidTarget as error:
+        raise document.refusal(key, str(error)) from None
+    for probed in found.runtimes:
+        table = profile.runtime.get(probed.name)  # type: ignore[call-overload]
+        if table is not None and table.threads != probed.threads:
+            reason = (
+                f"{probed.name} was probed on {probed.threads} threads and has {table.threads} "
+                "here: probe it again"
+            )
+            raise document.refusal(key, reason)
+    return found
+
+
+def _refuse_missing_sources(document: Document, tables: Tables) -> None:
     """Every fact needs a source, its own or its table's; every source needs its key."""
     keys = {".".join(key): key for key in _keys(tables) if key[0] != "sources"}
     for name in tables["sources"]:
@@ -419,7 +390,7 @@ def _is_sourced(key: Key, sources: Mapping[str, str]) -> bool:
     return any(".".join(key[:length]) in sources for length in range(1, len(key) + 1))
 
 
-def _as_target(name: str, profile: _Profile) -> Target:
+def _as_target(name: str, profile: _Profile, calibration: Calibration | None) -> Target:
     return Target(
         name=name,
         title=profile.title,
@@ -430,6 +401,7 @@ def _as_target(name: str, profile: _Profile) -> Target:
         power=PowerFacts(**dict(profile.power)),
         budget=Budget(**dict(profile.budget)),
         sources=dict(profile.sources),
+        calibration=calibration,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -23,7 +23,14 @@ Row = tuple[str, str, str]
 
 
 def as_json(targets: Sequence[Target]) -> list[dict[str, object]]:
-    return [asdict(target) for target in targets]
+    return [_plain(target) for target in targets]
+
+
+def _plain(target: Target) -> dict[str, object]:
+    """All but the thousands of timings of a probe, of which it names the device and the date."""
+    probe = target.calibration
+    told = {"device": probe.device, "taken_at": probe.taken_at} if probe else None
+    return asdict(replace(target, calibration=None)) | {"calibration": told}
 
 
 def show_all(targets: Sequence[Target]) -> None:

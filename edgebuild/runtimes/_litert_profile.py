@@ -7,6 +7,8 @@ libLiteRt.so, which the ai_edge_litert wheel ships without headers, so the
 prototypes below are written by hand for ai-edge-litert 2.3.0.
 """
 
+# This file travels: it must run on Python 3.8 and with numpy 1, so no newer syntax here.
+
 from __future__ import annotations
 
 import ctypes
@@ -21,14 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+Array = Any
+
+
+# More than any cache holds: writing it leaves nothing of a model there.
+FLUSH_BYTES = 96 * 2**20
 
 
 @dataclass(frozen=True)
 class Event:
-    """One operator of the executed plan, with its mean time per run.
+    """One operator of the executed plan, with its time in each run.
 
     ``name`` is the runtime's own.  ``delegated`` tells XNNPACK operators from
     TFLite builtin ones.  ``node`` is the operator's index: within its XNNPACK
@@ -39,30 +44,37 @@ class Event:
 
     name: str
     delegated: bool
-    seconds: float
+    seconds: Sequence[float]
     node: int
     subgraph: int
 
 
-def profile(path: Path, inputs: Sequence[Array], threads: int = 1, runs: int = 5) -> list[Event]:
+def profile(
+    path: Path, inputs: Sequence[Array], threads: int = 1, hot: int = 5, cold: int = 0
+) -> list[Event]:
     """Run the model's first signature and return its operators in order.
 
     ``inputs`` follow the torch order.  One run before the profiled ones warms
-    caches and is not counted.  The profiler's clock ticks in microseconds, so
-    tiny operators read zero: profile for kinds and shares, time whole runs
-    elsewhere.
+    caches and is not counted; before each of the last ``cold`` runs, the
+    caches are emptied.  The profiler's clock ticks in microseconds, so only the
+    mean of many runs tells a tiny operator's time.
     """
-    if runs < 1 or threads < 1:
-        raise ValueError("runs and threads must be at least 1")
+    if hot < 1 or threads < 1:
+        raise ValueError("hot and threads must be at least 1")
     with ExitStack() as cleanup:
         session = _Session(_library(), path, threads, cleanup)
         session.feed(inputs)
         session.run()
-        return _mean([session.profiled_run() for _ in range(runs)])
+        runs = [session.profiled_run() for _ in range(hot)]
+        waste = np.zeros(FLUSH_BYTES if cold else 1, np.uint8)
+        for _ in range(cold):
+            waste += 1
+            runs.append(session.profiled_run())
+        return _joined(runs)
 
 
-def _mean(runs: Sequence[Sequence[Event]]) -> list[Event]:
-    """Average runs of the same plan, operator by operator."""
+def _joined(runs: Sequence[Sequence[Event]]) -> list[Event]:
+    """Several runs of the same plan, operator by operator."""
     keys = [[(e.name, e.delegated, e.node, e.subgraph) for e in run] for run in runs]
     if any(key != keys[0] for key in keys):
         raise RuntimeError("LiteRtGetProfilerEvents: the runs executed different operators")
@@ -70,7 +82,7 @@ def _mean(runs: Sequence[Sequence[Event]]) -> list[Event]:
         Event(
             first.name,
             first.delegated,
-            sum(run[position].seconds for run in runs) / len(runs),
+            [run[position].seconds[0] for run in runs],
             first.node,
             first.subgraph,
         )
@@ -258,7 +270,7 @@ def _operators(events: Iterable[_Event]) -> Iterator[Event]:
         delegated = event.kind == _XNNPACK_OPERATOR
         name = event.tag.decode(errors="replace")
         if delegated or (event.kind == _BUILTIN_OPERATOR and "Delegate" not in name):
-            yield Event(name, delegated, event.elapsed_us * 1e-6, event.node, event.subgraph)
+            yield Event(name, delegated, [event.elapsed_us * 1e-6], event.node, event.subgraph)
 
 
 _Destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -340,15 +352,19 @@ _PROTOTYPES: dict[str, list[Any]] = {
 }
 
 
-def _main(model: str, folder: str) -> None:
-    """Prints [[name, delegated, seconds], ...] for the first sample of a folder."""
+def _main(model: str, folder: str, threads: str, hot: str, cold: str) -> None:
+    """Prints [[name, delegated, hot seconds, cold seconds], ...] for a folder's first sample."""
     inputs: list[Array] = []
-    while (file := Path(folder) / f"input-{len(inputs)}.npy").exists():
+    while True:
+        file = Path(folder) / f"input-{len(inputs)}.npy"
+        if not file.exists():
+            break
         first = np.array(np.load(file, mmap_mode="r")[:1])
         # The format has no int64 inputs; indices fit into the 32 bits that it has.
         inputs.append(first.astype(np.int32) if first.dtype == np.int64 else first)
-    events = profile(Path(model), inputs)
-    print(json.dumps([[event.name, event.delegated, event.seconds] for event in events]))
+    events = profile(Path(model), inputs, int(threads), int(hot), int(cold))
+    warm = int(hot)
+    print(json.dumps([[e.name, e.delegated, e.seconds[:warm], e.seconds[warm:]] for e in events]))
 
 
 if __name__ == "__main__":

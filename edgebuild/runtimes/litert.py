@@ -5,14 +5,20 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
+from edgebuild.runtimes import _litert_profile
+from edgebuild.runtimes._litert_work import works_of
 from edgebuild.samples import StoredSamples
 from edgebuild.vocabulary.artifact import Arithmetic, Artifact, KernelRun
+from edgebuild.vocabulary.calibration import KernelSample, ProfileEffort, typical
+from edgebuild.vocabulary.contracts import Device
 from edgebuild.vocabulary.errors import DeviceError
 from edgebuild.vocabulary.units import Seconds
 
@@ -26,6 +32,8 @@ LAYER = re.compile(
     r"|FULLY_CONNECTED|TRANSPOSE_CONV)\b"
 )
 BUILTIN_CONVERSIONS = {"QUANTIZE", "DEQUANTIZE", "CAST"}
+RUNS = 5
+DEADLINE = Seconds(600.0)
 LOOK_UPS = ("EMBEDDING_LOOKUP", "GATHER")
 
 
@@ -40,30 +48,51 @@ class Litert:
         return importlib.metadata.version(self.package)
 
     def kernels(self, artifact: Artifact, samples: StoredSamples) -> Iterator[KernelRun]:
-        events = _profile(artifact, samples)
+        words = [sys.executable, _litert_profile.__file__, str(artifact.path), str(samples.folder)]
+        done = subprocess.run(
+            [*words, "1", str(RUNS), "0"], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+            raise DeviceError(f"LiteRT cannot profile {artifact.path.name}: {reason}")
+        events = [
+            (name, is_delegated, statistics.fmean(hot))
+            for name, is_delegated, hot, _ in json.loads(done.stdout)
+        ]
         sites = _sites_of_layers(events, artifact.weights)
+        works = works_of(artifact.path, [name for name, _, _ in events])
         for number, (name, is_delegated, seconds) in enumerate(events):
             yield KernelRun(
                 kernel=name,
                 sites=sites.get(number, ()),
                 arithmetic=_arithmetic(name, is_delegated),
                 seconds=Seconds(seconds),
+                work=works[number],
             )
+
+    def timings(
+        self,
+        artifact: Artifact,
+        samples: StoredSamples,
+        device: Device,
+        threads: int,
+        effort: ProfileEffort,
+    ) -> Iterator[KernelSample]:
+        words = [
+            *("python", device.push(Path(_litert_profile.__file__))),
+            *(device.push(artifact.path), device.push(samples.folder)),
+            *map(str, (threads, effort.hot, effort.cold)),
+        ]
+        done = device.run(words, DEADLINE)
+        if done.returncode != 0:
+            raise DeviceError(f"LiteRT cannot profile on {device.name}: {done.reason}")
+        events = json.loads(done.stdout)
+        works = works_of(artifact.path, [name for name, *_ in events])
+        for (name, _, hot, cold), work in zip(events, works, strict=True):
+            yield KernelSample(name, work, typical(hot), typical(cold))
 
 
 Event = tuple[str, bool, float]
-
-
-def _profile(artifact: Artifact, samples: StoredSamples) -> list[Event]:
-    command = [
-        *(sys.executable, "-m", "edgebuild.runtimes._litert_profile"),
-        *(str(artifact.path), str(samples.folder)),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-        raise DeviceError(f"LiteRT cannot profile {artifact.path.name}: {reason}")
-    return [(name, delegated, seconds) for name, delegated, seconds in json.loads(done.stdout)]
 
 
 def _sites_of_layers(

@@ -12,27 +12,24 @@ from pathlib import Path
 from typing import ClassVar
 
 import onnx
-import onnxruntime
 
+from edgebuild.runtimes import _onnxruntime_profile
+from edgebuild.runtimes._onnxruntime_profile import profile
+from edgebuild.runtimes._onnxruntime_work import arithmetic, work_of
 from edgebuild.samples import StoredSamples
-from edgebuild.vocabulary.artifact import Arithmetic, Artifact, KernelRun
+from edgebuild.vocabulary.artifact import Artifact, KernelRun
+from edgebuild.vocabulary.calibration import KernelSample, ProfileEffort, typical
+from edgebuild.vocabulary.contracts import Device
+from edgebuild.vocabulary.errors import DeviceError
 from edgebuild.vocabulary.units import Seconds
 
-INTEGER_KERNELS = {
-    "QLinearConv", "QGemm", "QLinearMatMul", "QLinearAdd", "QLinearMul", "QLinearConcat",
-    "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearSigmoid",
-    "QLinearSoftmax", "QLinearWhere", "QLinearReduceMean", "QAttention", "MatMulInteger",
-    "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "ConvInteger",
-    "MatMulNBits",
-}  # fmt: skip
-CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
-INTEGER_TYPES = {"int8", "uint8"}
 # What the runtime computes inside the float convolution before it.
 FUSED = {"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"}
 # Float convolutions in blocks of channels: their weights lose their names, and the kernel is named
 # by the output that it had in the file.
 BLOCKED = "_nchwc"
 RUNS = 5
+DEADLINE = Seconds(600.0)
 
 
 @dataclass(frozen=True)
@@ -47,72 +44,46 @@ class Onnxruntime:
 
     def kernels(self, artifact: Artifact, samples: StoredSamples) -> Iterator[KernelRun]:
         with tempfile.TemporaryDirectory() as scratch:
-            optimized, events = _profile(artifact, samples, Path(scratch))
+            path = Path(scratch) / "optimized.onnx"
+            named = dict(zip(artifact.inputs, next(samples.rows()), strict=True))
+            settings = dict(artifact.settings)
+            events = profile(str(artifact.path), settings, named, 1, RUNS, 0, str(path))
+            optimized = onnx.load(path)
         weights = {
             node.name: tuple(_sites(node.input, artifact.weights)) for node in optimized.graph.node
         }
         outputs = _sites_by_output(onnx.load(artifact.path), artifact.weights)
-        for name, event in events.items():
+        for event in events:
+            name, work = event["name"], work_of(event)
             blocked = outputs.get(name.removesuffix(BLOCKED), ()) if BLOCKED in name else ()
             yield KernelRun(
-                kernel=event.kernel,
+                kernel=event["kernel"],
                 sites=blocked or weights.get(name, ()),
-                arithmetic=_arithmetic(event),
-                seconds=Seconds(statistics.median(event.seconds)),
+                arithmetic=arithmetic(event),
+                seconds=Seconds(statistics.median(event["hot"])),
+                work=work,
             )
 
-
-@dataclass
-class _Event:
-    """One node of the optimized graph, over all runs."""
-
-    kernel: str
-    reads_integers: bool
-    seconds: list[float]
-
-
-def _arithmetic(event: _Event) -> Arithmetic:
-    if event.kernel in CONVERSIONS:
-        return Arithmetic.CONVERSION
-    if event.kernel in INTEGER_KERNELS or event.reads_integers:
-        return Arithmetic.INTEGER
-    return Arithmetic.FLOAT
-
-
-def _profile(
-    artifact: Artifact, samples: StoredSamples, scratch: Path
-) -> tuple[onnx.ModelProto, Mapping[str, _Event]]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    options.enable_profiling = True
-    options.profile_file_prefix = str(scratch / "profile")
-    options.optimized_model_filepath = str(scratch / "optimized.onnx")
-    for key, value in artifact.settings.items():
-        options.add_session_config_entry(key, value)
-    session = onnxruntime.InferenceSession(
-        str(artifact.path), options, providers=["CPUExecutionProvider"]
-    )
-    row = next(samples.rows())
-    for _ in range(RUNS):
-        session.run(list(artifact.outputs), dict(zip(artifact.inputs, row, strict=True)))
-    profile = json.loads(Path(session.end_profiling()).read_text())
-    return onnx.load(scratch / "optimized.onnx"), _events(profile)
-
-
-def _events(profile: Iterable[Mapping[str, object]]) -> Mapping[str, _Event]:
-    found: dict[str, _Event] = {}
-    for entry in profile:
-        name, suffix, _ = str(entry["name"]).partition("_kernel_time")
-        details = entry.get("args")
-        if entry.get("cat") != "Node" or not suffix or not isinstance(details, dict):
-            continue
-        kernel = str(details["op_name"])
-        types = [next(iter(kind), "") for kind in details.get("input_type_shape", [])]
-        reads_integers = bool(types) and types[0] in INTEGER_TYPES
-        event = found.setdefault(name, _Event(kernel, reads_integers, []))
-        event.seconds.append(float(str(entry["dur"])) * 1e-6)
-    return found
+    def timings(
+        self,
+        artifact: Artifact,
+        samples: StoredSamples,
+        device: Device,
+        threads: int,
+        effort: ProfileEffort,
+    ) -> Iterator[KernelSample]:
+        words = [
+            *("python", device.push(Path(_onnxruntime_profile.__file__))),
+            *(device.push(artifact.path), device.push(samples.folder)),
+            *(json.dumps(artifact.inputs), json.dumps(dict(artifact.settings))),
+            *map(str, (threads, effort.hot, effort.cold)),
+        ]
+        done = device.run(words, DEADLINE)
+        if done.returncode != 0:
+            raise DeviceError(f"onnxruntime cannot profile on {device.name}: {done.reason}")
+        for event in json.loads(done.stdout):
+            hot, cold = typical(event["hot"]), typical(event["cold"])
+            yield KernelSample(event["kernel"], work_of(event), hot, cold)
 
 
 def _sites_by_output(

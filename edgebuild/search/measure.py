@@ -146,7 +146,8 @@ def figures_of(
         # Of two distributions no percentile can be claimed, only where all runs lay.
         low, high = min(measurement.latencies), max(measurement.latencies)
     runtime = runtime_facts(case.target, made.artifact.runtime)
-    predicted = predict_latency(made.program, made.recipe, case.target, runtime)
+    runs = made.census.runs
+    predicted = predict_latency(made.program, made.recipe, case.target, runtime, runs)
     is_bounded = p99.high is not None
     host_p99 = Figure(p99.value, Evidence.MEASURED, here, low, high, note, is_bounded)
     memory = float(measurement.peak_memory)
@@ -235,7 +236,7 @@ def measurement_of(case: Case, artifact: Artifact, device: Device, effort: Effor
     form = TypeAdapter(Measurement)
 
     def run(folder: Path) -> None:
-        taken = clock(case, artifact, device, effort)
+        taken = clock(artifact, case.calibration, threads, device, effort)
         (folder / "measurement.json").write_bytes(form.dump_json(taken))
 
     key = digest(
@@ -251,11 +252,12 @@ def measurement_of(case: Case, artifact: Artifact, device: Device, effort: Effor
     return measurement
 
 
-def clock(case: Case, artifact: Artifact, device: Device, effort: Effort) -> Measurement:
+def clock(
+    artifact: Artifact, samples: StoredSamples, threads: int, device: Device, effort: Effort
+) -> Measurement:
     """One measurement, taken anew."""
-    threads = runtime_facts(case.target, artifact.runtime).threads
     with _spec(artifact, threads) as spec:
-        options = ["--raw", "--inputs", device.push(case.calibration.folder)]
+        options = ["--raw", "--inputs", device.push(samples.folder)]
         options += ["--seconds", str(effort.seconds), "--count", str(effort.count)]
         said = _run(device, spec, "bench", *options)
     return TypeAdapter(Measurement).validate_json(said)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from edgebuild.search.case import Case
 from edgebuild.search.costs import (
@@ -15,12 +16,12 @@ from edgebuild.search.costs import (
     measure_costs,
     profile_overhead,
 )
-from edgebuild.search.estimate import predict_glue, predict_layer
+from edgebuild.search.estimate import predict_call, predict_glue, predict_layer, retimed
 from edgebuild.search.make import Made
 from edgebuild.search.plan import NO_TIME, Menu
 from edgebuild.search.survey import Survey
 from edgebuild.search.uniform import exporters_of, refusal
-from edgebuild.vocabulary.artifact import Arithmetic
+from edgebuild.vocabulary.artifact import Arithmetic, Census
 from edgebuild.vocabulary.contracts import Exporter, Progress
 from edgebuild.vocabulary.offer import LayerShape, macs
 from edgebuild.vocabulary.precision import Precision
@@ -72,8 +73,7 @@ def _menu(
         def predicted(shape: LayerShape, precision: Precision) -> Seconds:
             return predict_layer(shape, precision, case.target, runtime)
 
-        glue = predict_glue(case.program, case.target, runtime)
-        return Menu(layers, survey.offers, offered, predicted, glue)
+        return _predicted_menu(case, survey, made, exporter, runtime, layers, offered, predicted)
     wanted = set(_shapes_to_measure(survey, offered, runtime))
     costs = LayerCosts(measure_costs(wanted, exporter.format, runtime, case.cache, progress))
 
@@ -85,7 +85,7 @@ def _menu(
             # It could not be timed, as was said; better a rough cost than none.
             return predict_layer(shape, precision, case.target, runtime)
 
-    own = [one for one in made if one.recipe.format == exporter.format and not one.recipe.reshaped]
+    own = _unreshaped(made, exporter)
     overhead = profile_overhead(exporter.format, runtime, case.cache, progress)
     return Menu(
         layers,
@@ -96,6 +96,37 @@ def _menu(
         fixed=CALL,
         conversion=_conversion(case, own),
     )
+
+
+def _predicted_menu(
+    case: Case,
+    survey: Survey,
+    made: Sequence[Made],
+    exporter: Exporter,
+    runtime: RuntimeFacts,
+    layers: Mapping[str, tuple[LayerShape, ...]],
+    offered: Mapping[str, Mapping[Precision, float]],
+    predicted: Callable[[LayerShape, Precision], Seconds],
+) -> Menu:
+    """The costs on another machine: of a probed one, what lies between the layers is known too."""
+    own = [
+        replace(one, census=Census(tuple(runs)))
+        for one in _unreshaped(made, exporter)
+        if (runs := retimed(one.census.runs, case.target, runtime))
+    ]
+    return Menu(
+        layers,
+        survey.offers,
+        offered,
+        predicted,
+        (own and _glue(case, own, NO_TIME)) or predict_glue(case.program, case.target, runtime),
+        fixed=predict_call(case.program, case.target, runtime),
+        conversion=_conversion(case, own),
+    )
+
+
+def _unreshaped(made: Sequence[Made], exporter: Exporter) -> list[Made]:
+    return [one for one in made if one.recipe.format == exporter.format and not one.recipe.reshaped]
 
 
 def _worthwhile(budget: Budget, precisions: Sequence[Precision]) -> list[Precision]:

@@ -51,16 +51,49 @@ class Arithmetic(StrEnum):
 
 
 @dataclass(frozen=True)
+class KernelWork:
+    """What a kernel has to do: all that its time depends on, besides the machine.
+
+    Attributes:
+        form: what it computes, as in "convolution 1x1"; of what is no layer the operator's name.
+        numerics: what it computes in: a precision's name, or "conversion".
+        macs: multiply-accumulates.
+        weights: bytes of constants that it reads.
+        read: bytes of activations that it reads.
+        written: bytes that it puts out.
+        inputs: channels or features that go into each number; of no layer the last axis of what
+            it reads.
+        outputs: channels or features of the result; of no layer the last axis of the result.
+    """
+
+    form: str
+    numerics: str
+    macs: int
+    weights: Bytes
+    read: Bytes
+    written: Bytes
+    inputs: int
+    outputs: int
+
+    @property
+    def kind(self) -> str:
+        """The class that it is timed and predicted with."""
+        return f"{self.form} {self.numerics}"
+
+
+@dataclass(frozen=True)
 class KernelRun:
     """One operator as the runtime ran it: its kernel, the sites it computes, its mean time.
 
-    A conversion quantizes or dequantizes at the border of an integer region.
+    A conversion quantizes or dequantizes at the border of an integer region. `work` is None where
+    the runtime does not tell what it computed.
     """
 
     kernel: str
     sites: tuple[str, ...]
     arithmetic: Arithmetic
     seconds: Seconds
+    work: KernelWork | None = None
 
 
 @dataclass(frozen=True)

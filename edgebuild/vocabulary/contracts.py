@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from edgebuild.vocabulary.artifact import Artifact, KernelRun
+from edgebuild.vocabulary.calibration import KernelSample, ProfileEffort
 from edgebuild.vocabulary.offer import Choice, Offer, Part
 from edgebuild.vocabulary.power import PowerSample, Sensor
 from edgebuild.vocabulary.precision import LayerKind, Precision
@@ -228,6 +229,21 @@ class Runtime(Protocol):
 
     def kernels(self, artifact: Artifact, samples: Samples) -> Iterator[KernelRun]:
         """The kernels of one run, from the runtime's own graph and profile."""
+        ...
+
+    def timings(
+        self,
+        artifact: Artifact,
+        samples: Samples,
+        device: Device,
+        threads: int,
+        effort: ProfileEffort,
+    ) -> Iterator[KernelSample]:
+        """What each kernel takes on a device, by the profile of the runtime there.
+
+        Raises:
+            DeviceError: the runtime there cannot profile it; says why.
+        """
         ...
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, cast
 
+from edgebuild.vocabulary.calibration import Calibration
 from edgebuild.vocabulary.errors import InvalidQuantity, did_you_mean
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.units import (
@@ -157,7 +158,10 @@ def _parse_line(line: str, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Target:
-    """A device profile. `sources` maps a dotted fact ("memory.bandwidth") to where it is from."""
+    """A device profile. `sources` maps a dotted fact ("memory.bandwidth") to where it is from.
+
+    `calibration` is what a probe has timed on the device; None where nobody has probed one.
+    """
 
     name: str
     title: str
@@ -168,6 +172,7 @@ class Target:
     power: PowerFacts = PowerFacts()
     budget: Budget = Budget()
     sources: Mapping[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @property
     def app_memory(self) -> Bytes:

@@ -10,7 +10,8 @@ import pytest
 from conftest import Workshop, uniform
 
 from edgebuild import catalog
-from edgebuild.runtimes.onnxruntime import _arithmetic, _Event, _sites
+from edgebuild.runtimes._onnxruntime_work import arithmetic
+from edgebuild.runtimes.onnxruntime import _sites
 from edgebuild.vocabulary.artifact import Arithmetic
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.target import Activations
@@ -37,7 +38,8 @@ KERNELS = [
 def test_a_kernel_is_classed_by_its_name_and_its_first_input(
     kernel: str, reads_integers: bool, expected: Arithmetic
 ) -> None:
-    assert _arithmetic(_Event(kernel, reads_integers, [0.0])) is expected
+    event = {"kernel": kernel, "inputs": [["uint8" if reads_integers else "float", [1]]]}
+    assert arithmetic(event) is expected
 
 
 def test_a_weight_is_found_under_the_name_that_the_runtime_gave_it() -> None:

@@ -1,0 +1,437 @@
+"""Small pieces of networks in drawn shapes: what a probe times, each as whole networks have it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Sides of images inside networks, at inputs of 96 to 320 pixels.
+SIDES = (7, 8, 10, 12, 14, 16, 19, 20, 24, 28, 32, 38, 40, 48, 56, 64, 75, 80, 96, 112)
+# What a block may compute and hold, so that a probe ends in a minute on a slow board.
+MOST_MACS = 60e6
+MOST_NUMBERS = 1.2e6
+ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Hardswish,
+    nn.SiLU,
+    nn.GELU,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.LeakyReLU,
+    nn.Hardsigmoid,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a network with an input of its own."""
+
+    network: nn.Module
+    example: Tensor
+
+
+class SideBySide(nn.Module):
+    """Blocks that share nothing: no runtime can fuse or reorder anything between them."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(block(value) for block, value in zip(self.blocks, inputs, strict=True))
+
+
+class Inverted(nn.Module):
+    """Widen, filter each channel, narrow, as MobileNets do; the sum where the shape allows it."""
+
+    def __init__(self, width: int, times: int, kernel: int, stride: int, act: nn.Module) -> None:
+        super().__init__()
+        wide = width * times
+        self.widen = nn.Conv2d(width, wide, 1)
+        self.filter = nn.Conv2d(wide, wide, kernel, stride, kernel // 2, groups=wide)
+        self.narrow = nn.Conv2d(wide, width, 1)
+        self.act = act
+        self.is_sum = stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.narrow(self.act(self.filter(self.act(self.widen(x)))))
+        return x + y if self.is_sum else y
+
+
+class Residual(nn.Module):
+    """Two full convolutions around a sum, as ResNets have them, after one that leads in."""
+
+    def __init__(self, inputs: int, width: int, kernel: int, stride: int, act: nn.Module) -> None:
+        super().__init__()
+        self.lead = nn.Conv2d(inputs, width, kernel, stride, kernel // 2)
+        self.first = nn.Conv2d(width, width, kernel, 1, kernel // 2)
+        self.second = nn.Conv2d(width, width, kernel, 1, kernel // 2)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.lead(x))
+        out: Tensor = self.act(y + self.second(self.act(self.first(y))))
+        return out
+
+
+class Gated(nn.Module):
+    """Channels weighed by what the whole image holds: squeeze and excitation."""
+
+    def __init__(self, width: int, kernel: int, gate: nn.Module) -> None:
+        super().__init__()
+        self.filter = nn.Conv2d(width, width, kernel, 1, kernel // 2, groups=width)
+        self.down = nn.Conv2d(width, max(width // 4, 8), 1)
+        self.up = nn.Conv2d(max(width // 4, 8), width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.relu(self.filter(x))
+        weight = self.gate(self.up(functional.relu(self.down(y.mean((2, 3), keepdim=True)))))
+        out: Tensor = self.out(y * weight)
+        return out
+
+
+class Pooled(nn.Module):
+    """A pooling between two convolutions."""
+
+    def __init__(self, inputs: int, width: int, pool: nn.Module) -> None:
+        super().__init__()
+        self.before = nn.Conv2d(inputs, width, 3, 1, 1)
+        self.pool = pool
+        self.after = nn.Conv2d(width, inputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.after(self.pool(functional.relu(self.before(x))))
+        return out
+
+
+class Joined(nn.Module):
+    """What lies deeper, made larger and put beside what lies higher: a decoder's step."""
+
+    def __init__(self, width: int, grow: nn.Module) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(width, width, 3, 2, 1)
+        self.grow = grow
+        self.side = nn.Conv2d(width, width, 1)
+        self.out = nn.Conv2d(2 * width, width, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grown = self.grow(functional.relu(self.down(x)))
+        out: Tensor = self.out(torch.cat([grown, self.side(x)], 1))
+        return out
+
+
+class Classified(nn.Module):
+    """The end of a classifier: the mean of an image, and a layer of one row."""
+
+    def __init__(self, inputs: int, width: int, classes: int) -> None:
+        super().__init__()
+        self.last = nn.Conv2d(inputs, width, 1)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(functional.relu(self.last(x)).mean((2, 3)))
+        return out
+
+
+class Attention(nn.Module):
+    """A transformer's block, with its norms after or before."""
+
+    def __init__(self, width: int, heads: int, times: int) -> None:
+        super().__init__()
+        self.heads, self.size = heads, width // heads
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, times * width), nn.Linear(times * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.before(x)
+        query, key = self._split(self.query(y)), self._split(self.key(y))
+        seen = functional.scaled_dot_product_attention(query, key, self._split(self.value(y)))
+        x = x + self.out(seen.transpose(1, 2).flatten(2))
+        out: Tensor = x + self.down(functional.gelu(self.up(self.between(x))))
+        return out
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(1, -1, self.heads, self.size).transpose(1, 2)
+
+
+class Masked(nn.Module):
+    """Words to attention as BERT has it: one layer for all three parts, a mask, norms after."""
+
+    def __init__(self, words: int, tokens: int, heads: int, size: int) -> None:
+        super().__init__()
+        width = heads * size
+        self.heads, self.size = heads, size
+        self.words, self.places = nn.Embedding(words, width), nn.Embedding(tokens, width)
+        self.first, self.after, self.last = (nn.LayerNorm(width) for _ in range(3))
+        self.parts, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = (ids > 0).to(torch.float32)
+        x = self.first(self.words(ids) + self.places(torch.arange(ids.shape[1])))
+        query, key, value = (
+            part.reshape(1, -1, self.heads, self.size).transpose(1, 2)
+            for part in self.parts(x).chunk(3, -1)
+        )
+        looks = query @ key.transpose(-1, -2) * self.size**-0.5
+        looks = (looks + (1 - mask[:, None, None, :]) * -1e4).softmax(-1)
+        x = self.after(x + self.out((looks @ value).transpose(1, 2).flatten(2)))
+        x = self.last(x + self.down(functional.gelu(self.up(x))))
+        counts = mask[:, :, None]
+        return functional.normalize((x * counts).sum(1) / counts.sum(1))
+
+
+class Detecting(nn.Module):
+    """Boxes of several maps in one list, as detectors put them out."""
+
+    def __init__(self, width: int, boxes: int, maps: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(width, width, 3, 2, 1)
+        self.fine = nn.Conv2d(width, boxes, 1)
+        self.coarse = nn.ModuleList(nn.Conv2d(width, boxes, 1) for _ in range(maps - 1))
+        self.boxes = boxes
+
+    def forward(self, x: Tensor) -> Tensor:
+        deeper = functional.relu(self.down(x))
+        maps = [self.fine(x), *(head(deeper) for head in self.coarse)]
+        rows = [one.permute(0, 2, 3, 1).reshape(1, -1, self.boxes) for one in maps]
+        return torch.cat(rows, 1)
+
+
+class Shuffled(nn.Module):
+    """Half of the channels pass, half are computed, as in ShuffleNet and in CSP blocks."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.side = nn.Conv2d(width, width, 3, 1, 1, groups=2)
+        self.out = nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, changed = x[:, : self.width], x[:, self.width :]
+        joined = torch.cat([kept, functional.relu(self.side(changed))], 1)
+        pairs = joined.reshape(1, 2, self.width, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+        out: Tensor = self.out(pairs - joined.amax((2, 3), keepdim=True))
+        return out
+
+
+class Layers(nn.Module):
+    """Linear layers with a function between them, over tokens or over one row."""
+
+    def __init__(self, widths: Sequence[int], act: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = self.act(layer(x))
+        return x
+
+
+def image_blocks(draw: random.Random, count: int) -> list[Block]:
+    """Blocks of convolutions, each kind in turn, in drawn shapes."""
+    makers = (
+        *(_inverted, _residual, _gated, _pooled, _joined, _classified, _gray, _stem),
+        *(_detecting, _shuffled),
+    )
+    return [_fitting(makers[number % len(makers)], draw) for number in range(count)]
+
+
+def token_blocks(draw: random.Random, count: int) -> list[Block]:
+    """Blocks of linear layers, each kind in turn, in drawn shapes."""
+    makers = (_attention, _tokens, _encoder, _row, _masked)
+    return [_fitting(makers[number % len(makers)], draw) for number in range(count)]
+
+
+def row_blocks(draw: random.Random, count: int) -> list[Block]:
+    """Layers of one row: their time is that of reading their weights."""
+    return [_fitting(_row, draw) for _ in range(count)]
+
+
+def tiny_blocks(draw: random.Random, count: int) -> list[Block]:
+    """Blocks with next to nothing to compute: they take what the calls of their kernels take."""
+    blocks = []
+    for number in range(count):
+        act = ACTIVATIONS[number % len(ACTIVATIONS)]()
+        if number % 3 == 2:
+            blocks.append(Block(Attention(16, 2, 2), torch.randn(1, 4, 16)))
+        else:
+            kernel = draw.choice((3, 5))
+            blocks.append(Block(Inverted(8, 2, kernel, 1, act), torch.randn(1, 8, 4, 4)))
+    return blocks
+
+
+def _fitting(make: Callable[[random.Random], Block | None], draw: random.Random) -> Block:
+    """Draws until a block is small enough."""
+    while (block := make(draw)) is None:
+        pass
+    return block
+
+
+def _width(draw: random.Random, low: int, high: int) -> int:
+    """Log-uniform; mostly a multiple of eight, as networks have them."""
+    width = round(math.exp(draw.uniform(math.log(low), math.log(high))))
+    return width if draw.random() < 0.05 else max(round(width / 8) * 8, 8)
+
+
+def _is_fit(macs: float, numbers: float) -> bool:
+    return macs <= MOST_MACS and numbers <= MOST_NUMBERS
+
+
+def _image(width: int, side: int) -> Tensor:
+    return torch.randn(1, width, side, side)
+
+
+def _act(draw: random.Random) -> nn.Module:
+    return draw.choice(ACTIVATIONS)()
+
+
+def _inverted(draw: random.Random) -> Block | None:
+    width, side, times = _width(draw, 8, 160), draw.choice(SIDES), draw.choice((1, 2, 3, 4, 6))
+    kernel, stride = draw.choice((3, 3, 5)), draw.choice((1, 1, 2))
+    if not _is_fit(2 * width * width * times * side**2, width * times * side**2):
+        return None
+    return Block(Inverted(width, times, kernel, stride, _act(draw)), _image(width, side))
+
+
+def _residual(draw: random.Random) -> Block | None:
+    inputs, width, side = _width(draw, 8, 256), _width(draw, 8, 512), draw.choice(SIDES)
+    kernel, stride = draw.choice((3, 3, 3, 5)), draw.choice((1, 2))
+    macs = (inputs + 2 * width) * width * (side / stride) ** 2 * kernel**2
+    if not _is_fit(macs, (inputs + width) * side**2):
+        return None
+    act = draw.choice((nn.ReLU, nn.ReLU, nn.SiLU, nn.LeakyReLU))()
+    return Block(Residual(inputs, width, kernel, stride, act), _image(inputs, side))
+
+
+def _gated(draw: random.Random) -> Block | None:
+    width, side = _width(draw, 16, 512), draw.choice(SIDES)
+    if not _is_fit(width * width * side**2, width * side**2):
+        return None
+    gate = draw.choice((nn.Sigmoid, nn.Hardsigmoid))()
+    return Block(Gated(width, draw.choice((3, 5)), gate), _image(width, side))
+
+
+def _pooled(draw: random.Random) -> Block | None:
+    inputs, width, side = _width(draw, 8, 96), _width(draw, 8, 128), draw.choice(SIDES[4:])
+    if not _is_fit(9 * inputs * width * side**2, width * side**2):
+        return None
+    pools = (nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.AvgPool2d(3, 2))
+    return Block(Pooled(inputs, width, draw.choice(pools)), _image(inputs, side))
+
+
+def _joined(draw: random.Random) -> Block | None:
+    width, side = _width(draw, 8, 128), draw.choice([side for side in SIDES if side % 2 == 0])
+    if not _is_fit(22 * width**2 * side**2, 4 * width * side**2):
+        return None
+    grow: nn.Module = nn.Upsample(scale_factor=2, mode=draw.choice(("nearest", "bilinear")))
+    if draw.random() < 0.4:
+        grow = nn.ConvTranspose2d(width, width, 2, 2)
+    return Block(Joined(width, grow), _image(width, side))
+
+
+def _classified(draw: random.Random) -> Block | None:
+    inputs, width, side = _width(draw, 16, 320), _width(draw, 64, 1280), draw.choice((4, 7, 8, 10))
+    classes = draw.choice((2, 10, 100, 1000))
+    if not _is_fit(inputs * width * side**2, width * side**2):
+        return None
+    return Block(Classified(inputs, width, classes), _image(inputs, side))
+
+
+def _stem(draw: random.Random) -> Block | None:
+    return _first_layers(draw, inputs=3)
+
+
+def _gray(draw: random.Random) -> Block | None:
+    return _first_layers(draw, inputs=1)
+
+
+def _first_layers(draw: random.Random, inputs: int) -> Block | None:
+    """Of an image: few channels, many pixels."""
+    width = draw.choice((8, 16, 24, 32, 64))
+    side, kernel = draw.choice((32, 64, 96, 128, 160, 224)), draw.choice((3, 3, 7))
+    stride = draw.choice((1, 2, 2))
+    if not _is_fit(inputs * width * (side / stride * kernel) ** 2, width * (side / stride) ** 2):
+        return None
+    first = nn.Conv2d(inputs, width, kernel, stride, kernel // 2)
+    then = nn.Conv2d(width, width, 3, 1, 1, groups=draw.choice((1, width)))
+    pool = nn.MaxPool2d(3, 2, 1) if draw.random() < 0.5 else nn.Identity()
+    layers = nn.Sequential(first, _act(draw), pool, then, nn.ReLU())
+    return Block(layers, _image(inputs, side))
+
+
+def _attention(draw: random.Random) -> Block | None:
+    heads, size = draw.choice((2, 3, 4, 6, 8, 12)), draw.choice((16, 32, 64))
+    tokens, times = draw.choice((16, 32, 50, 64, 128, 197)), draw.choice((2, 4))
+    width = heads * size
+    macs = (4 + 2 * times) * width**2 * tokens + 2 * tokens**2 * width
+    if macs > 3 * MOST_MACS or heads * tokens**2 > MOST_NUMBERS:
+        return None
+    return Block(Attention(width, heads, times), torch.randn(1, tokens, width))
+
+
+def _tokens(draw: random.Random) -> Block | None:
+    widths = [_width(draw, 16, 1024) for _ in range(3)]
+    tokens = draw.choice((8, 16, 32, 64, 128, 256))
+    if not _is_fit(tokens * widths[1] * (widths[0] + widths[2]), tokens * max(widths)):
+        return None
+    return Block(Layers(widths, _act(draw)), torch.randn(1, tokens, widths[0]))
+
+
+def _encoder(draw: random.Random) -> Block | None:
+    heads, size = draw.choice((2, 3, 4, 6)), draw.choice((32, 64))
+    tokens, times, width = draw.choice((16, 32, 50, 64, 128)), draw.choice((2, 4)), heads * size
+    if (4 + 2 * times) * width**2 * tokens > 2 * MOST_MACS:
+        return None
+    layer = nn.TransformerEncoderLayer(
+        *(width, heads, times * width, 0.0, "gelu"),
+        batch_first=True,
+        norm_first=draw.random() < 0.5,
+    )
+    return Block(layer, torch.randn(1, tokens, width))
+
+
+def _masked(draw: random.Random) -> Block | None:
+    heads, size, tokens = (
+        draw.choice((2, 4, 6)),
+        draw.choice((16, 32, 64)),
+        draw.choice((16, 32, 64)),
+    )
+    if 8 * (heads * size) ** 2 * tokens > 2 * MOST_MACS:
+        return None
+    words = draw.choice((500, 2000))
+    return Block(Masked(words, tokens, heads, size), torch.randint(1, words, (1, tokens)))
+
+
+def _detecting(draw: random.Random) -> Block | None:
+    width, side = _width(draw, 16, 256), draw.choice(SIDES[:14])
+    boxes = draw.choice((12, 24, 36, 84))
+    if not _is_fit(3 * width**2 * side**2, width * side**2):
+        return None
+    return Block(Detecting(width, boxes, draw.choice((2, 6))), _image(width, side))
+
+
+def _shuffled(draw: random.Random) -> Block | None:
+    width, side = 8 * draw.randrange(1, 16), draw.choice(SIDES[:14])
+    if not _is_fit(7 * width**2 * side**2, 2 * width * side**2):
+        return None
+    return Block(Shuffled(width), _image(2 * width, side))
+
+
+def _row(draw: random.Random) -> Block | None:
+    widths = [_width(draw, 16, 2048) for _ in range(3)]
+    act = draw.choice((nn.ReLU, nn.Tanh, nn.Sigmoid))()
+    return Block(Layers(widths, act), torch.randn(1, widths[0]))
