@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgebuild.vocabulary.errors import DeviceError, EdgebuildError, InputError, did_you_mean
+from edgebuild.cli_devices import device_app, native, probe
+from edgebuild.cli_options import AsJson, Dist, plain, print_json
+from edgebuild.vocabulary.errors import DeviceError, EdgebuildError, InputError
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.target import Preference
 
@@ -34,13 +35,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-device_app = typer.Typer(help="Make a device ready.", no_args_is_help=True)
-app.add_typer(device_app, name="device")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Dist = Annotated[Path, typer.Argument(help="A bundle: the folder that `build -o` wrote.")]
 
 
 def _interrupt_until_heard() -> None:
@@ -94,7 +88,7 @@ def targets(
 
     found = [load_target(each) for each in ([name] if name else target_names())]
     if as_json:
-        _print_json(report.as_json(found))
+        print_json(report.as_json(found))
     elif name:
         report.show_one(found[0])
     else:
@@ -126,7 +120,7 @@ def plan(
     mix = Mix.parse(precision) if precision else None
     fit = plan_fit(open_source(checkpoint).decoder, profile, context, mix)
     if as_json:
-        _print_json(fit_as_json(fit))
+        print_json(fit_as_json(fit))
     else:
         show_fit(terminal.stderr(), fit)
     if fit.chosen is None:
@@ -184,7 +178,7 @@ def convert(
             read, out, mixed or uniform, bars, importances if is_searched else None
         )
     if as_json:
-        _print_json(found.summary)
+        print_json(found.summary)
     else:
         show_converted(console, found.folder, found.index.size, found.read, found.seconds)
 
@@ -332,7 +326,7 @@ def bench(
         effort = Effort(seconds, count, threads, meter or "", lasting, native)
         found = bench_all(bundle, named, effort)
     if as_json:
-        _print_json({"bundle": str(bundle.path), "devices": [_plain(one) for one in found]})
+        print_json({"bundle": str(bundle.path), "devices": [plain(one) for one in found]})
     terminal.show_benched(console, bundle, found)
     for one in found:
         if one.sustained:
@@ -343,41 +337,7 @@ def bench(
         sys.exit(DeviceError.exit_code)
 
 
-@app.command()
-def probe(
-    target: Annotated[
-        str, typer.Option("-t", "--target", help="What the device is: a name, or a .toml.")
-    ] = "host",
-    device: Annotated[
-        str | None,
-        typer.Option(help="ssh://user@host, adb://SERIAL, or a name; this machine unless given."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The calibrated profile to write: a .toml.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Time a device's kernels for about a minute, and write a profile that predicts by them."""
-    from edgebuild.build import calibrate
-    from edgebuild.inputs.device_file import device_url
-    from edgebuild.inputs.target_file import load_target
-    from edgebuild.report import terminal
-
-    profile = load_target(target)
-    console = terminal.stderr()
-    out = out or Path(f"{profile.name}-calibrated.toml")
-    with terminal.Bars(console) as bars:
-        url = device_url(device, profile) if device else ""
-        found = calibrate(target, out, device=url, progress=bars)
-    counts = {
-        runtime.name: sum(len(network.kernels) for network in runtime.networks)
-        for runtime in found.runtimes
-    }
-    if as_json:
-        _print_json({"profile": str(out), "device": found.device, "kernels": counts})
-    else:
-        told = ", ".join(f"{count} kernels of {name}" for name, count in counts.items())
-        console.print(f"{out} is calibrated on {found.device} by {told}: build for it by -t {out}")
+app.command()(probe)
 
 
 @app.command()
@@ -419,60 +379,15 @@ def verify(
         found = check(bundle, entered)
         proof = prove_on_arm(bundle, entered) if is_emulated else None
     if as_json:
-        _print_json(_plain(found) | ({"arm": _plain(proof)} if proof else {}))
+        print_json(plain(found) | ({"arm": plain(proof)} if proof else {}))
         return
     console = terminal.stderr()
     terminal.show_verification(console, bundle, found)
     terminal.show_arm_proofs(console, bundle.manifest, [proof] if proof else [])
 
 
-@app.command()
-def native(
-    dist: Dist,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The new folder to write.")],
-    machine: Annotated[
-        str, typer.Option(help="What it will run on: aarch64 or x86_64.")
-    ] = "aarch64",
-    as_json: AsJson = False,
-) -> None:
-    """Put a bundle into a folder that runs without Python: a C runner and the runtime's library."""
-    from edgebuild.bundles.manifest import load_bundle
-    from edgebuild.bundles.native import pack_native
-    from edgebuild.report import terminal
-
-    console = terminal.stderr()
-    with terminal.Bars(console) as bars:
-        folder = pack_native(load_bundle(dist), out, machine, bars)
-    if as_json:
-        _print_json({"folder": str(folder), "machine": machine})
-    else:
-        console.print(f"{folder} is for {machine}: copy it there, run ./runner or ./runner bench")
-
-
-@device_app.command()
-def setup(
-    url: Annotated[str, typer.Argument(help="ssh://user@host, adb://SERIAL, or a name.")],
-    runtimes: Annotated[
-        list[str] | None, typer.Option("--runtime", help="Only these: onnxruntime, litert.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Install numpy and the runtimes for a device's Python, which needs no internet for it."""
-    from edgebuild import catalog
-    from edgebuild.bundles.setup import PACKAGES, set_up
-    from edgebuild.inputs.device_file import device_url
-    from edgebuild.report import terminal
-
-    for name in runtimes or ():
-        if name not in PACKAGES:
-            raise InputError(f"no runtime is called {name!r}.{did_you_mean(name, PACKAGES)}")
-    console = terminal.stderr()
-    with terminal.Bars(console) as bars, catalog.device(device_url(url), bars) as device:
-        found = set_up(device, runtimes or tuple(PACKAGES), bars)
-    if as_json:
-        _print_json(_plain(found))
-    else:
-        terminal.show_equipment(console, device.name, found)
+app.command()(native)
+app.add_typer(device_app, name="device")
 
 
 def _power_line(bundle: Bundle, draw: Draw) -> BudgetLine | None:
@@ -495,17 +410,7 @@ def _stem(workload: str) -> str:
     return Path(workload.partition(":")[0]).stem.replace("_", "-") or "bundle"
 
 
-def _plain(value: Any) -> Any:
-    from dataclasses import asdict
-
-    return asdict(value)
-
-
 def _print_manifest(bundle: Any) -> None:
     from edgebuild.bundles.manifest import dump_manifest
 
     print(dump_manifest(bundle.manifest).decode())
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))

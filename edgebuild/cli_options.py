@@ -1,0 +1,22 @@
+"""Options that commands share, and what they print as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Dist = Annotated[Path, typer.Argument(help="A bundle: the folder that `build -o` wrote.")]
+
+
+def plain(value: Any) -> Any:
+    from dataclasses import asdict
+
+    return asdict(value)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
