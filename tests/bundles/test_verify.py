@@ -27,6 +27,7 @@ class FakeDevice:
 
     answer: Completed
     name: str = "a board"
+    is_here: bool = False
     keeps_time: bool = True
     commands: tuple[Sequence[str], ...] = ()
 
