@@ -10,11 +10,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from edgebuild.runtimes import _litert_profile
 from edgebuild.runtimes._litert_work import works_of
+from edgebuild.runtimes._profiled import profiled
 from edgebuild.samples import StoredSamples
 from edgebuild.vocabulary.artifact import Arithmetic, Artifact, KernelRun
 from edgebuild.vocabulary.calibration import KernelSample, ProfileEffort, typical
@@ -33,7 +33,6 @@ LAYER = re.compile(
 )
 BUILTIN_CONVERSIONS = {"QUANTIZE", "DEQUANTIZE", "CAST"}
 RUNS = 5
-DEADLINE = Seconds(600.0)
 LOOK_UPS = ("EMBEDDING_LOOKUP", "GATHER")
 
 
@@ -78,15 +77,7 @@ class Litert:
         threads: int,
         effort: ProfileEffort,
     ) -> Iterator[KernelSample]:
-        words = [
-            *("python", device.push(Path(_litert_profile.__file__))),
-            *(device.push(artifact.path), device.push(samples.folder)),
-            *map(str, (threads, effort.hot, effort.cold)),
-        ]
-        done = device.run(words, DEADLINE)
-        if done.returncode != 0:
-            raise DeviceError(f"LiteRT cannot profile on {device.name}: {done.reason}")
-        events = json.loads(done.stdout)
+        events = profiled(_litert_profile, artifact, samples, device, (), threads, effort)
         works = works_of(artifact.path, [name for name, *_ in events])
         for (name, _, hot, cold), work in zip(events, works, strict=True):
             yield KernelSample(name, work, typical(hot), typical(cold))

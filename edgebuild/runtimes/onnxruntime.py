@@ -16,11 +16,11 @@ import onnx
 from edgebuild.runtimes import _onnxruntime_profile
 from edgebuild.runtimes._onnxruntime_profile import profile
 from edgebuild.runtimes._onnxruntime_work import arithmetic, work_of
+from edgebuild.runtimes._profiled import profiled
 from edgebuild.samples import StoredSamples
 from edgebuild.vocabulary.artifact import Artifact, KernelRun
 from edgebuild.vocabulary.calibration import KernelSample, ProfileEffort, typical
 from edgebuild.vocabulary.contracts import Device
-from edgebuild.vocabulary.errors import DeviceError
 from edgebuild.vocabulary.units import Seconds
 
 # What the runtime computes inside the float convolution before it.
@@ -29,7 +29,6 @@ FUSED = {"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"}
 # by the output that it had in the file.
 BLOCKED = "_nchwc"
 RUNS = 5
-DEADLINE = Seconds(600.0)
 
 
 @dataclass(frozen=True)
@@ -72,16 +71,9 @@ class Onnxruntime:
         threads: int,
         effort: ProfileEffort,
     ) -> Iterator[KernelSample]:
-        words = [
-            *("python", device.push(Path(_onnxruntime_profile.__file__))),
-            *(device.push(artifact.path), device.push(samples.folder)),
-            *(json.dumps(artifact.inputs), json.dumps(dict(artifact.settings))),
-            *map(str, (threads, effort.hot, effort.cold)),
-        ]
-        done = device.run(words, DEADLINE)
-        if done.returncode != 0:
-            raise DeviceError(f"onnxruntime cannot profile on {device.name}: {done.reason}")
-        for event in json.loads(done.stdout):
+        options = (json.dumps(artifact.inputs), json.dumps(dict(artifact.settings)))
+        found = profiled(_onnxruntime_profile, artifact, samples, device, options, threads, effort)
+        for event in found:
             hot, cold = typical(event["hot"]), typical(event["cold"])
             yield KernelSample(event["kernel"], work_of(event), hot, cold)
 

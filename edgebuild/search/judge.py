@@ -66,7 +66,8 @@ def choose(trials: Sequence[Trial], prefer: Preference = Preference.SCORE) -> Tr
     """
     candidates = [trial for trial in trials if not trial.failure]
     kept = [trial for trial in candidates if trial.verdict.status is not Status.BREACHED]
-    surest = [trial for trial in kept if _doubts(trial) == min(map(_doubts, kept))]
+    fewest = min(map(_doubts, kept), default=0)
+    surest = [trial for trial in kept if _doubts(trial) == fewest]
     if kept and prefer is Preference.LATENCY:
         return cheapest(surest)
     if kept and prefer is Preference.KNEE:
