@@ -13,8 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgebuild.cli_devices import device_app, native, probe
-from edgebuild.cli_options import AsJson, Dist, plain, print_json
-from edgebuild.vocabulary.errors import DeviceError, EdgebuildError, InputError
+from edgebuild.cli_llm import (
+    CONTEXT,
+    PROMPT,
+    Wanted,
+    bench_language_model,
+    build_language_model,
+    chat,
+    convert,
+    plan,
+    refuse_options,
+    verify_language_model,
+)
+from edgebuild.cli_options import BREACHED, AsJson, Dist, plain, print_json
+from edgebuild.vocabulary.errors import DeviceError, EdgebuildError
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.target import Preference
 
@@ -24,7 +36,6 @@ if TYPE_CHECKING:
     from edgebuild.vocabulary.verdict import BudgetLine
 
 USAGE = 2
-BREACHED = 3
 INTERRUPTED = 130
 # How long, in seconds, a command that was interrupted may take to clean up.
 PATIENCE = 5.0
@@ -95,92 +106,9 @@ def targets(
         report.show_all(found)
 
 
-@app.command()
-def plan(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A Hugging Face decoder: its folder or config.json; or a .gguf.")
-    ],
-    target: Annotated[str, typer.Option("-t", "--target", help="A name, or the path of a .toml.")],
-    context: Annotated[int, typer.Option(min=1, help="Tokens that the KV cache holds.")] = 4096,
-    precision: Annotated[
-        str | None, typer.Option(help="Only this: fp16, int4-g128, int4-g32+int8-head, …")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say by arithmetic whether a language model fits, how fast it can be, and what else does."""
-    from edgebuild.inputs.target_file import load_target
-    from edgebuild.llm.mix import Mix
-    from edgebuild.llm.plan import plan as plan_fit
-    from edgebuild.llm.source import open_source
-    from edgebuild.report import terminal
-    from edgebuild.report.fit import as_json as fit_as_json
-    from edgebuild.report.fit import show_fit
-
-    profile = load_target(target)
-    mix = Mix.parse(precision) if precision else None
-    fit = plan_fit(open_source(checkpoint).decoder, profile, context, mix)
-    if as_json:
-        print_json(fit_as_json(fit))
-    else:
-        show_fit(terminal.stderr(), fit)
-    if fit.chosen is None:
-        sys.exit(BREACHED)
-
-
-@app.command()
-def convert(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="The folder of a Hugging Face decoder, or a .gguf.")
-    ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write, or to go on in.")],
-    precision: Annotated[
-        str, typer.Option(help="fp16, int8, int4-g128, int4-g32-asym, int4-g32+int8-head, …")
-    ] = "int4-g32",
-    size: Annotated[
-        str | None, typer.Option(help="Instead: bits by matrix, to lose least in so much: 4.2GB.")
-    ] = None,
-    read_size: Annotated[
-        str | None, typer.Option("--read", help="As --size, of what one token reads: 3.5GB.")
-    ] = None,
-    search: Annotated[
-        bool, typer.Option("--search", help="Search the scales that lose least; slower.")
-    ] = False,
-    importance: Annotated[
-        Path | None,
-        typer.Option(help="A .safetensors: how much each input of a tensor counts, by its name."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Round a language model to few bits, as a stream: memory does not depend on its size."""
-    from edgebuild.llm.convert import convert as convert_stream
-    from edgebuild.llm.importance import choose_importances
-    from edgebuild.llm.mix import Mix
-    from edgebuild.llm.mixed import Limit, choose, survey
-    from edgebuild.llm.source import open_source
-    from edgebuild.report import terminal
-    from edgebuild.report.fit import show_converted
-    from edgebuild.vocabulary.units import parse_size
-
-    if size and read_size:
-        raise InputError("give --size or --read, not both")
-    counted = Limit.READ if read_size else Limit.STORED
-    limit = parse_size(text) if (text := size or read_size) else None
-    uniform = Mix.parse(precision)
-    read = open_source(checkpoint)
-    importances = choose_importances(read, importance)
-    console = terminal.stderr()
-    with terminal.Bars(console) as bars:
-        mixed = choose(survey(read, importances, bars), limit, counted) if limit else None
-        if mixed:
-            bars.say(f"chosen: {mixed}")
-        is_searched = search or importance is not None
-        found = convert_stream(
-            read, out, mixed or uniform, bars, importances if is_searched else None
-        )
-    if as_json:
-        print_json(found.summary)
-    else:
-        show_converted(console, found.folder, found.index.size, found.read, found.seconds)
+app.command()(plan)
+app.command()(convert)
+app.command()(chat)
 
 
 @app.command()
@@ -226,6 +154,15 @@ def build(
     emulate: Annotated[
         bool, typer.Option("--emulate", help="Prove the bits on emulated ARM64 processors, too.")
     ] = False,
+    weights: Annotated[
+        str | None, typer.Option(help="Of a language model: int4-g32, int4-g32+int8-head, …")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Of a language model: tokens that it remembers.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="For a language model: calibrates, and proves.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 3 unless every line is met, by measurement.")
     ] = False,
@@ -235,6 +172,7 @@ def build(
     import edgebuild
     from edgebuild.inputs.device_file import device_url
     from edgebuild.inputs.target_file import load_target
+    from edgebuild.llm.source import is_decoder
     from edgebuild.report import terminal
     from edgebuild.vocabulary.target import Budget
     from edgebuild.vocabulary.verdict import Status
@@ -248,8 +186,20 @@ def build(
         "rate": rate,
         "accuracy_drop": accuracy_drop,
     }
-    budget = Budget.parse(**{line: text for line, text in wishes.items() if text is not None})
+    budget = Budget.parse(**{line: wish for line, wish in wishes.items() if wish is not None})
     profile = load_target(target)
+    if is_decoder(Path(workload)):
+        unused: dict[str, object] = {
+            **{"latency": latency, "memory": memory, "download": download, "power": power},
+            **{"rate": rate, "accuracy_drop": accuracy_drop, "minutes": minutes},
+            **{"format": formats, "precision": precisions, "method": methods},
+            **{"device": device, "emulate": emulate},
+        }
+        refuse_options(unused, "language models")
+        wanted = Wanted(context or CONTEXT, weights, storage, text)
+        build_language_model(Path(workload), profile, out, wanted, as_json)
+        return
+    refuse_options({"weights": weights, "context": context, "text": text}, "this kind of network")
     console = terminal.stderr()
     # What the user's own code prints must not get between --json and its reader.
     with redirect_stdout(sys.stderr), terminal.Bars(console) as bars:
@@ -305,6 +255,10 @@ def bench(
     native: Annotated[
         bool, typer.Option("--native", help="By the runner in C, where there is no Python.")
     ] = False,
+    prompt: Annotated[
+        list[int] | None, typer.Option(min=1, help="Of a language model: tokens of a prompt.")
+    ] = None,
+    new: Annotated[int, typer.Option(min=1, help="Of a language model: tokens decoded.")] = 64,
     as_json: AsJson = False,
 ) -> None:
     """Run a bundle again, here or on other devices: latency, memory, load; power by a meter."""
@@ -312,9 +266,16 @@ def bench(
     from edgebuild.bundles.bench import Effort, bench_all
     from edgebuild.bundles.manifest import load_bundle
     from edgebuild.inputs.device_file import device_url
+    from edgebuild.llm.bundle import is_language_model
     from edgebuild.report import terminal
     from edgebuild.vocabulary.units import parse_time
 
+    if is_language_model(dist):
+        unused = {"meter": meter, "sustained": sustained, "native": native}
+        refuse_options(unused, "language models")
+        lengths = (prompt or [PROMPT], new)
+        bench_language_model(dist, devices or ["local"], *lengths, threads, as_json)
+        return
     bundle = load_bundle(dist)
     console = terminal.stderr()
     with terminal.Bars(console) as bars:
@@ -371,8 +332,12 @@ def verify(
     from edgebuild.bundles.arm_proof import prove_on_arm
     from edgebuild.bundles.manifest import load_bundle
     from edgebuild.bundles.verify import verify as check
+    from edgebuild.llm.bundle import is_language_model
     from edgebuild.report import terminal
 
+    if is_language_model(dist):
+        verify_language_model(dist, as_json)
+        return
     bundle = load_bundle(dist)
     is_emulated = device.startswith("emulated:")
     with catalog.device(device) as entered:

@@ -8,6 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+# The exit code of a budget that is not kept.
+BREACHED = 3
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Dist = Annotated[Path, typer.Argument(help="A bundle: the folder that `build -o` wrote.")]
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgebuild.llm.config import Settings, load_decoder, read_settings
@@ -54,14 +54,19 @@ class StoredTensor:
 class Checkpoint:
     """A decoder with its tensors by the names that `Decoder` gives them.
 
-    There are none where the folder holds a config.json alone; `quantization` are the settings that
-    the checkpoint was quantized with, empty where it holds floats.
+    There are none where the folder holds a config.json alone.
     """
 
     path: Path
     decoder: Decoder
     tensors: Mapping[str, StoredTensor]
-    quantization: Settings = field(default_factory=dict)
+    settings: Settings
+
+    @property
+    def quantization(self) -> Settings:
+        """What the checkpoint was quantized with; empty where it holds floats."""
+        settings = self.settings.get("quantization_config")
+        return settings if isinstance(settings, dict) else {}
 
     @property
     def method(self) -> str:
@@ -83,11 +88,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     decoder = load_decoder(path)
     if not path.is_dir():
-        return Checkpoint(path, decoder, {})
-    files = _shards(path)
-    quantization = _quantization(path / "config.json")
-    tensors = _named(tensor for file in files for tensor in read_header(file))
-    found = Checkpoint(path, decoder, tensors, quantization)
+        return Checkpoint(path, decoder, {}, read_settings(path))
+    settings = read_settings(path / "config.json")
+    tensors = _named(tensor for file in _shards(path) for tensor in read_header(file))
+    found = Checkpoint(path, decoder, tensors, settings)
     if tensors and found.method in FLOAT_METHODS + PACKED_METHODS:
         refuse_other_shapes(found)
     return found
@@ -160,12 +164,6 @@ def _refuse_pickles(folder: Path) -> None:
             f"{folder} holds {pickles[0]}, a pickle, which runs code when it is opened: load it "
             "where you trust it and save it with save_pretrained(folder, safe_serialization=True)"
         )
-
-
-def _quantization(config: Path) -> Settings:
-    """What config.json says the weights were quantized with."""
-    settings = read_settings(config).get("quantization_config")
-    return settings if isinstance(settings, dict) else {}
 
 
 def _named(tensors: Iterable[StoredTensor]) -> Mapping[str, StoredTensor]:

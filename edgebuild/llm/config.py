@@ -107,15 +107,34 @@ def read_decoder(settings: Settings, name: str, where: str) -> Decoder:
     Raises:
         InvalidCheckpoint: a model type that is not known, or impossible sizes.
     """
-    text = settings.get("text_config")
+    kind = kind_of(settings, where)
+    sizes = _Sizes(completed(settings, where), where)
+    return _Builder(sizes, FAMILIES[kind], kind).decoder(name)
+
+
+def kind_of(settings: Settings, where: str) -> str:
+    """The model type, which is one of `FAMILIES`.
+
+    Raises:
+        InvalidCheckpoint: a model type that is not known.
+    """
     kind = settings.get("model_type")
-    if isinstance(text, dict) and kind in FAMILIES:
-        settings = {"model_type": kind, "tie_word_embeddings": True, **text}
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise InvalidCheckpoint(_unknown(kind, where))
-    family = FAMILIES[kind]
-    sizes = _Sizes({**family.defaults, **settings}, where)
-    return _Builder(sizes, family, kind).decoder(name)
+    return kind
+
+
+def completed(settings: Settings, where: str) -> Settings:
+    """The settings of the text part, with what its configuration class has by default.
+
+    Raises:
+        InvalidCheckpoint: a model type that is not known.
+    """
+    kind = kind_of(settings, where)
+    text = settings.get("text_config")
+    if isinstance(text, dict):
+        settings = {"tie_word_embeddings": True, **text, "model_type": kind}
+    return {**FAMILIES[kind].defaults, **settings}
 
 
 def _unknown(kind: object, where: str) -> str:

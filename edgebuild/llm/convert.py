@@ -164,7 +164,7 @@ def _identity(
 @contextmanager
 def _claimed(out: Path, size: int) -> Iterator[int]:
     """The data file, open, ours alone, and as large as it will be."""
-    _refuse_other_content(out)
+    refuse_other_content(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         data = os.open(out / DATA, os.O_RDWR | os.O_CREAT, 0o644)
@@ -188,7 +188,12 @@ def _claimed(out: Path, size: int) -> Iterator[int]:
         os.close(data)
 
 
-def _refuse_other_content(out: Path) -> None:
+def refuse_other_content(out: Path) -> None:
+    """A folder may be new, empty, or the place of a conversion.
+
+    Raises:
+        InvalidDestination: it holds something else, or is a file.
+    """
     if not out.exists():
         return
     if not out.is_dir():
@@ -210,7 +215,7 @@ def _still_intact(
     with progress.step("check what is there", len(done)) as bar:
         for entry in done:
             pieces = _with_hashes(entry.pieces, noted[entry.name])
-            if all(_hash_of(data, piece) == piece.sha256 for piece in pieces):
+            if all(hash_of(data, piece) == piece.sha256 for piece in pieces):
                 found[entry.name] = replace(entry, pieces=pieces)
             bar.advance()
     return found
@@ -220,7 +225,8 @@ def _with_hashes(pieces: Sequence[Piece], hashes: Sequence[str]) -> tuple[Piece,
     return tuple(replace(p, sha256=sha) for p, sha in zip(pieces, hashes, strict=True))
 
 
-def _hash_of(data: int, piece: Piece) -> str:
+def hash_of(data: int, piece: Piece) -> str:
+    """The SHA-256 of an array in an open data file."""
     found, at, end = hashlib.sha256(), piece.offset, piece.offset + piece.length
     while at < end:
         read = os.pread(data, min(STEP, end - at), at)

@@ -45,7 +45,14 @@ KEYS = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
     "context_length": "max_position_embeddings",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.sliding_window": "sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "rope.freq_base": "rope_theta",
 }
+# Of these alone, scores are scaled by the width of all heads, and no key says so: layers by kind.
+SCALED_BY_WIDTH = {("gemma2", 46), ("gemma3_text", 62)}
 ENDS = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -106,7 +113,7 @@ def _read(file: Path, data: mmap.mmap) -> Checkpoint:
             reordered_heads=reordered if kind == "llama" else 0,
             offset_by=-decoder.norm_offset if name.endswith("norm.weight") else 0.0,
         )
-    checkpoint = Checkpoint(file, decoder, found)
+    checkpoint = Checkpoint(file, decoder, found, config)
     refuse_other_shapes(checkpoint)
     return checkpoint
 
@@ -186,7 +193,13 @@ def _config(
         for theirs, ours in KEYS.items()
         if f"{architecture}.{theirs}" in settings
     }
-    config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
+    heads = config.get("num_attention_heads")
+    config.setdefault("num_key_value_heads", heads)
+    if (kind, config.get("num_hidden_layers")) in SCALED_BY_WIDTH:
+        config["query_pre_attn_scalar"] = _count(config.get("hidden_size")) // _count(heads)
+    if scaling := settings.get(f"{architecture}.rope.scaling.type"):
+        factor = settings.get(f"{architecture}.rope.scaling.factor", 1.0)
+        config["rope_scaling"] = {"rope_type": scaling, "factor": factor}
     return config | {
         "model_type": kind,
         "vocab_size": infos[EMBEDDING].shape[0] if EMBEDDING in infos else None,

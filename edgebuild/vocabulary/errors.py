@@ -15,6 +15,7 @@
     ├── FellBackToFloat                 2   integer kernels were asked for, float ones ran
     ├── ParityLost                      2   an artifact does not compute what its network does
     ├── NothingBuilt                    2   no candidate became an artifact
+    ├── DoesNotFit                      3   a language model that no precision fits to the target
     └── DeviceError                     4   the machine that should run it did not
         └── MeterUnavailable            4   a power meter that cannot be read
 
@@ -89,6 +90,12 @@ class ParityLost(EdgebuildError):
 
 class NothingBuilt(EdgebuildError):
     """No candidate became an artifact; carries each one's reason."""
+
+
+class DoesNotFit(EdgebuildError):
+    """A language model that is too large for its target, by arithmetic; names what is nearest."""
+
+    exit_code: ClassVar[int] = 3
 
 
 class DeviceError(EdgebuildError):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from llm.checkpoints import write_checkpoint
+from llm.checkpoints import (
+    write_checkpoint,
+    write_random_network,
+    write_text,
+    write_tokenizer,
+)
 
 CONFIGS = Path(__file__).parent / "configs"
 PROGRAM = str(Path(sys.executable).with_name("edgebuild"))
@@ -72,3 +78,51 @@ def test_bits_by_matrix_keep_a_size(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "the smallest choices take" in refused.stderr
     assert edgebuild(*words, "--size", "1 GB", "--read", "1 GB").returncode == 2
+
+
+def test_build_bench_verify_and_chat(tmp_path: Path) -> None:
+    folder, out = tmp_path / "tiny", str(tmp_path / "dist")
+    write_random_network(folder, "llama", num_hidden_layers=1)
+    write_tokenizer(folder)
+    text = write_text(tmp_path / "words.txt")
+    words = ["--weights", "int8", "--context", "256", "--text", str(text), "--json"]
+    done = edgebuild("build", str(folder), "-t", "phone-12gb", "-o", out, *words)
+    assert done.returncode == 0, done.stderr
+    model = json.loads(done.stdout)
+    assert model["proof"]["evidence"] == "measured"
+    assert "nats of KL" in done.stderr
+    benched = edgebuild("bench", out, "--prompt", "16", "--new", "8", "--json")
+    assert benched.returncode == 0, benched.stderr
+    rates = json.loads(benched.stdout)["devices"][0]["rates"]
+    assert {row["test"] for row in rates["rows"]} == {"pp16", "tg8"}
+    assert "modelled-bound" in benched.stderr
+    assert edgebuild("verify", out).returncode == 0
+    talk = edgebuild("chat", out, "--once", "the cat", "--most", "5")
+    assert talk.returncode == 0, talk.stderr
+    assert talk.stdout.strip()
+
+
+def test_options_of_other_networks_are_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "tiny")
+    done = edgebuild("build", str(folder), "-t", "phone-12gb", "--minutes", "3", "--latency", "9ms")
+    assert done.returncode == 2
+    assert "--latency, --minutes is not for language models" in done.stderr
+    other = edgebuild("build", "digits.py", "-t", "phone-12gb", "--context", "64")
+    assert other.returncode == 2
+    assert "--context is not for this kind of network" in other.stderr
+
+
+def test_model_that_is_too_large_is_refused_with_arithmetic(tmp_path: Path) -> None:
+    folder = tmp_path / "big"
+    folder.mkdir()
+    shutil.copyfile(CONFIGS / "deepseek-r1.json", folder / "config.json")
+    out = str(tmp_path / "dist")
+    done = edgebuild("build", str(folder), "-t", "phone-12gb", "-o", out)
+    assert done.returncode == 2
+    assert "deepseek_v3 is planned and converted, and no graph is made of it" in done.stderr
+    shutil.copyfile(CONFIGS / "llama-3-8b.json", folder / "config.json")
+    words = ["--weights", "fp16", "-o", out]
+    done = edgebuild("build", str(folder), "-t", "phone-12gb", *words)
+    assert done.returncode == 3
+    assert "fewer bits" in done.stderr
+    assert not (tmp_path / "dist").exists()

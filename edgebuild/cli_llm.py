@@ -1,0 +1,226 @@
+"""The commands for language models: whether one fits, converting, building, measuring, talking."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgebuild.cli_options import BREACHED, AsJson, Dist, plain, print_json
+from edgebuild.vocabulary.errors import DeviceError, InputError
+
+if TYPE_CHECKING:
+    from edgebuild.vocabulary.target import Target
+
+CONTEXT, PROMPT = 4096, 128
+# Tokens of one answer at most.
+ANSWER = 512
+
+
+def plan(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A Hugging Face decoder: its folder or config.json; or a .gguf.")
+    ],
+    target: Annotated[str, typer.Option("-t", "--target", help="A name, or the path of a .toml.")],
+    context: Annotated[int, typer.Option(min=1, help="Tokens that the KV cache holds.")] = CONTEXT,
+    precision: Annotated[
+        str | None, typer.Option(help="Only this: fp16, int4-g128, int4-g32+int8-head, …")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say by arithmetic whether a language model fits, how fast it can be, and what else does."""
+    from edgebuild.inputs.target_file import load_target
+    from edgebuild.llm.mix import Mix
+    from edgebuild.llm.plan import plan as plan_fit
+    from edgebuild.llm.source import open_source
+    from edgebuild.report import terminal
+    from edgebuild.report.fit import as_json as fit_as_json
+    from edgebuild.report.fit import show_fit
+
+    profile = load_target(target)
+    mix = Mix.parse(precision) if precision else None
+    fit = plan_fit(open_source(checkpoint).decoder, profile, context, mix)
+    if as_json:
+        print_json(fit_as_json(fit))
+    else:
+        show_fit(terminal.stderr(), fit)
+    if fit.chosen is None:
+        sys.exit(BREACHED)
+
+
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="The folder of a Hugging Face decoder, or a .gguf.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write, or to go on in.")],
+    precision: Annotated[
+        str, typer.Option(help="fp16, int8, int4-g128, int4-g32-asym, int4-g32+int8-head, …")
+    ] = "int4-g32",
+    size: Annotated[
+        str | None, typer.Option(help="Instead: bits by matrix, to lose least in so much: 4.2GB.")
+    ] = None,
+    read_size: Annotated[
+        str | None, typer.Option("--read", help="As --size, of what one token reads: 3.5GB.")
+    ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Search the scales that lose least; slower.")
+    ] = False,
+    importance: Annotated[
+        Path | None,
+        typer.Option(help="A .safetensors: how much each input of a tensor counts, by its name."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Round a language model to few bits, as a stream: memory does not depend on its size."""
+    from edgebuild.llm.convert import convert as convert_stream
+    from edgebuild.llm.importance import choose_importances
+    from edgebuild.llm.mix import Mix
+    from edgebuild.llm.mixed import Limit, choose, survey
+    from edgebuild.llm.source import open_source
+    from edgebuild.report import terminal
+    from edgebuild.report.fit import show_converted
+    from edgebuild.vocabulary.units import parse_size
+
+    if size and read_size:
+        raise InputError("give --size or --read, not both")
+    counted = Limit.READ if read_size else Limit.STORED
+    limit = parse_size(text) if (text := size or read_size) else None
+    uniform = Mix.parse(precision)
+    read = open_source(checkpoint)
+    importances = choose_importances(read, importance)
+    console = terminal.stderr()
+    with terminal.Bars(console) as bars:
+        mixed = choose(survey(read, importances, bars), limit, counted) if limit else None
+        if mixed:
+            bars.say(f"chosen: {mixed}")
+        is_searched = search or importance is not None
+        found = convert_stream(
+            read, out, mixed or uniform, bars, importances if is_searched else None
+        )
+    if as_json:
+        print_json(found.summary)
+    else:
+        show_converted(console, found.folder, found.index.size, found.read, found.seconds)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the options of `build` ask of a language model, as text."""
+
+    context: int
+    weights: str | None
+    storage: str | None
+    text: Path | None
+
+
+def build_language_model(
+    checkpoint: Path, target: Target, out: Path | None, asked: Wanted, as_json: bool
+) -> None:
+    """Plan, calibrate, convert, write the graph, prove."""
+    from edgebuild.llm import build
+    from edgebuild.llm.bundle import as_json as model_as_json
+    from edgebuild.llm.mix import Mix
+    from edgebuild.report import terminal
+    from edgebuild.report.language_model import show_model
+    from edgebuild.vocabulary.units import parse_size
+
+    wanted = build.Wanted(
+        asked.context,
+        Mix.parse(asked.weights) if asked.weights else None,
+        parse_size(asked.storage) if asked.storage else None,
+        asked.text,
+    )
+    folder = out or Path("dist") / f"{checkpoint.stem}-{target.name}"
+    console = terminal.stderr()
+    with terminal.Bars(console) as bars:
+        model = build.build_model(checkpoint, target, folder, wanted, bars)
+    show_model(console, folder, model)
+    if as_json:
+        print_json(model_as_json(model))
+
+
+def bench_language_model(
+    dist: Path,
+    devices: list[str],
+    prompts: list[int],
+    new: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Rates of prompts and of answers, memory by its kinds, and the share of the bandwidth."""
+    from edgebuild import catalog
+    from edgebuild.inputs.device_file import device_url
+    from edgebuild.inputs.target_file import load_target
+    from edgebuild.llm.bench import Lengths, bench_model
+    from edgebuild.llm.bundle import load_model
+    from edgebuild.report import terminal
+    from edgebuild.report.language_model import show_rates
+
+    target = load_target(load_model(dist).target)
+    lengths = Lengths(tuple(prompts), new)
+    console = terminal.stderr()
+    with terminal.Bars(console) as bars:
+        found = [
+            bench_model(
+                *(dist, name, catalog.device(device_url(name, target), bars), lengths, threads)
+            )
+            for name in devices
+        ]
+    if as_json:
+        print_json({"bundle": str(dist), "devices": [plain(one) for one in found]})
+    show_rates(console, found)
+    if any(one.error for one in found):
+        sys.exit(DeviceError.exit_code)
+
+
+def verify_language_model(dist: Path, as_json: bool) -> None:
+    """Every file, and every array of the weights, against its hash."""
+    from edgebuild.llm.bundle import verify_model
+    from edgebuild.report import terminal
+
+    console = terminal.stderr()
+    with terminal.Bars(console) as bars:
+        files = verify_model(dist, bars)
+    console.print(f"{files} files are those that were built")
+    if as_json:
+        print_json({"files": files})
+
+
+def chat(
+    dist: Dist,
+    once: Annotated[
+        str | None, typer.Option("--once", help="Ask this, print the answer, and end.")
+    ] = None,
+    most: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = ANSWER,
+) -> None:
+    """Talk to a language model's bundle in the terminal; an empty line ends it."""
+    from edgebuild.llm.chat import Conversation
+
+    conversation = Conversation.open(dist, most)
+    if once is not None:
+        _say(conversation.answer(once))
+        return
+    while True:
+        try:
+            asked = input("> ")
+        except EOFError:
+            return
+        if not asked.strip():
+            return
+        _say(conversation.answer(asked))
+
+
+def _say(pieces: Iterator[str]) -> None:
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def refuse_options(given: Mapping[str, object], kind: str) -> None:
+    """Refuses what does not apply to this kind of model, instead of passing it over."""
+    if named := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
+        raise InputError(f"{', '.join(named)} is not for {kind}")

@@ -1,0 +1,76 @@
+"""Measures a language model's bundle on a device, beside what the device's memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from edgebuild import generate
+from edgebuild.llm.bundle import LOADER, load_model
+from edgebuild.llm.plan import JOULES_PER_BYTE
+from edgebuild.vocabulary.contracts import Device
+from edgebuild.vocabulary.errors import DeviceError, EdgebuildError, InvalidQuantity
+from edgebuild.vocabulary.fit import Loading
+from edgebuild.vocabulary.language_model import BenchedModel, Rates
+from edgebuild.vocabulary.units import Joules, Seconds
+
+DEADLINE = Seconds(3600.0)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the prompts, tokens that are decoded, and how often each is done."""
+
+    prompts: Sequence[int] = (128,)
+    new: int = 64
+    repeats: int = 5
+
+
+def bench_model(
+    folder: Path, name: str, device: Device, lengths: Lengths, threads: int | None
+) -> BenchedModel:
+    """Runs it there in a process of its own; what fails is told, not raised.
+
+    Raises:
+        InvalidQuantity: more tokens than the bundle's context holds.
+    """
+    model = load_model(folder)
+    longest = max(lengths.prompts) + lengths.new
+    if longest > model.context:
+        raise InvalidQuantity(
+            f"{longest} tokens: the bundle was built for {model.context}; give fewer, or build it "
+            "with a longer --context"
+        )
+    floor = Joules(model.read_bytes * JOULES_PER_BYTE)
+    try:
+        with device:
+            rates = _rates(folder, device, lengths, threads or 0, model.option.needs.loading)
+    except EdgebuildError as error:
+        return BenchedModel(name, model.read_bytes, floor, error=str(error))
+    return BenchedModel(name, model.read_bytes, floor, rates)
+
+
+def _rates(folder: Path, device: Device, lengths: Lengths, threads: int, loading: Loading) -> Rates:
+    # Our own loader, not the bundle's: what somebody else packed is data here, not code.
+    loader = device.push(Path(generate.__file__))
+    there = device.push(folder.absolute())
+    words = ["python", loader, "--folder", there, "--threads", str(threads)]
+    if loading is Loading.MAPPED:
+        _done(device, [*words, "prepack"])
+    prompts = [str(each) for each in lengths.prompts]
+    counts = ["--new", str(lengths.new), "--repeats", str(lengths.repeats)]
+    printed = _done(device, [*words, "bench", "--prompt", *prompts, *counts])
+    try:
+        return TypeAdapter(Rates).validate_json(printed)
+    except ValidationError:
+        raise DeviceError(f"{device.name}: what {LOADER} printed there are no rates") from None
+
+
+def _done(device: Device, words: Sequence[str]) -> str:
+    done = device.run(words, DEADLINE)
+    if done.returncode != 0:
+        raise DeviceError(f"{device.name}: {done.reason}")
+    return done.stdout

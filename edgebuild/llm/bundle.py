@@ -1,0 +1,112 @@
+"""A language model's bundle: a folder with its weights, graph, loader, tokenizer and manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from edgebuild.generate import PREPACKED
+from edgebuild.llm.convert import JOURNAL, hash_of
+from edgebuild.llm.store import DATA, load_index
+from edgebuild.vocabulary.contracts import Progress
+from edgebuild.vocabulary.errors import InvalidBundle
+from edgebuild.vocabulary.language_model import SCHEMA, LanguageModel
+
+FILE = "language_model.json"
+LOADER = "run.py"
+# Not part of what was proven: the weights have an index, the journal is for going on, and what is
+# prepacked was made by the device.
+APART = (FILE, DATA, JOURNAL)
+
+_FORM = TypeAdapter(LanguageModel)
+
+
+def is_language_model(folder: Path) -> bool:
+    """Whether the folder is a bundle of this kind."""
+    return (folder / FILE).is_file()
+
+
+def load_model(folder: Path) -> LanguageModel:
+    """Reads a bundle's manifest.
+
+    Raises:
+        InvalidBundle: no bundle, a damaged manifest, or one of another schema.
+    """
+    file = folder / FILE
+    try:
+        model = _FORM.validate_json(file.read_bytes())
+    except OSError:
+        raise InvalidBundle(f"{folder} is no language model's bundle: it has no {FILE}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = "".join(f"{part}: " for part in first["loc"])
+        raise InvalidBundle(
+            f"{file} is damaged or from another version of edgebuild: {place}{first['msg']}"
+        ) from None
+    if model.schema != SCHEMA:
+        raise InvalidBundle(f"{file} has schema {model.schema}; this edgebuild reads {SCHEMA}")
+    return model
+
+
+def write_model(folder: Path, model: LanguageModel) -> LanguageModel:
+    """Adds the hashes of all files, and writes the manifest last."""
+    model = replace(model, files={path: _digest(folder / path) for path in _files(folder)})
+    part = folder / f"{FILE}.part"
+    part.write_bytes(_FORM.dump_json(model, indent=1))
+    os.replace(part, folder / FILE)
+    return model
+
+
+def as_json(model: LanguageModel) -> dict[str, object]:
+    found: dict[str, object] = json.loads(_FORM.dump_json(model))
+    return found
+
+
+def verify_model(folder: Path, progress: Progress) -> int:
+    """Compares every file, and every array of the weights, with its hash; returns how many.
+
+    Raises:
+        InvalidBundle: one that is missing, changed or added.
+    """
+    known = load_model(folder).files
+    present = set(_files(folder))
+    for path, digest in known.items():
+        if path not in present:
+            raise InvalidBundle(f"{folder}: {path} is missing: build it again")
+        if _digest(folder / path) != digest:
+            raise InvalidBundle(f"{folder}: {path} was changed since it was built")
+    if added := sorted(present - set(known)):
+        raise InvalidBundle(f"{folder}: {added[0]} is not part of the bundle")
+    entries = load_index(folder).entries
+    try:
+        data = os.open(folder / DATA, os.O_RDONLY)
+    except OSError:
+        raise InvalidBundle(f"{folder}: {DATA} is missing: build it again") from None
+    try:
+        with progress.step("check the weights", len(entries)) as bar:
+            for entry in entries:
+                if any(hash_of(data, piece) != piece.sha256 for piece in entry.pieces):
+                    raise InvalidBundle(f"{folder}: {entry.name} was changed since it was built")
+                bar.advance()
+    finally:
+        os.close(data)
+    return len(known) + 1
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        is_apart = name.parts[0] in (PREPACKED, "__pycache__") or str(name) in APART
+        if path.is_file() and not is_apart:
+            yield name.as_posix()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,102 @@
+"""Compares a converted model in its runtime with the float network, on text that no choice saw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgebuild.generate import CHUNK, Decoder
+from edgebuild.llm._kernels_numpy import Floats
+from edgebuild.llm.forward import Forward, Tokens, in_chunks, log_softmax
+from edgebuild.llm.graph import CacheFormat, Logits, decoder_graph, write_graph
+from edgebuild.llm.store import Index
+from edgebuild.vocabulary.contracts import Progress
+from edgebuild.vocabulary.errors import ParityLost
+from edgebuild.vocabulary.language_model import Proof
+
+GRAPH = "proof.onnx"
+# A graph that computes something else is wrong by more than any rounding of eight bits.
+MOST_KL = 10.0
+# Tokens of the one answer that is written down.
+ANSWER = 32
+
+
+def prove(
+    forward: Forward,
+    index: Index,
+    folder: Path,
+    cache: CacheFormat,
+    text: str,
+    sequences: Tokens,
+    progress: Progress,
+) -> Proof:
+    """Runs both on the same tokens, chunk by chunk.
+
+    Raises:
+        ParityLost: outputs that are not finite, or of another network.
+    """
+    states = forward.states(sequences, progress)
+    file = folder / GRAPH
+    length = sequences.shape[1] + ANSWER
+    write_graph(decoder_graph(forward.network, index, length, cache, Logits.ALL), file)
+    try:
+        decoder = Decoder(str(file))
+        with progress.step("compare with the float network", len(sequences)) as bar:
+            found: list[Floats] = []
+            for sequence, own in zip(sequences, states, strict=True):
+                found += _compared(decoder, forward, sequence, own)
+                bar.advance()
+        answer = _answer(decoder, sequences[0][: len(sequences[0]) // 2])
+    finally:
+        file.unlink(missing_ok=True)
+    return _summed(text, np.concatenate(found), answer)
+
+
+def _compared(
+    decoder: Decoder, forward: Forward, sequence: Tokens, states: Floats
+) -> Iterator[Floats]:
+    """Of each token: divergence, agreement, and both surprises by the token that came."""
+    decoder.forget()
+    for some in in_chunks(sequence, CHUNK):
+        wanted = log_softmax(forward.logits(states[some]))
+        got = log_softmax(decoder.read(sequence[some].tolist()).astype(np.float32))
+        coming = sequence[some.start + 1 : some.stop + 1]
+        places = np.arange(len(coming))
+        surprises = np.full((2, len(wanted)), np.nan, np.float32)
+        for row, expected in zip(surprises, (wanted, got), strict=True):
+            row[: len(coming)] = -expected[places, coming]
+        kl = np.sum(np.exp(wanted) * (wanted - got), axis=-1)
+        agrees = wanted.argmax(axis=-1) == got.argmax(axis=-1)
+        yield np.stack([kl, agrees, *surprises], axis=1)
+
+
+def _answer(decoder: Decoder, prompt: Tokens) -> tuple[int, ...]:
+    decoder.forget()
+    logits = decoder.read(prompt.tolist())
+    found: list[int] = []
+    while len(found) < ANSWER:
+        found.append(int(logits[-1].argmax()))
+        logits = decoder.read(found[-1:])
+    return tuple(found)
+
+
+def _summed(text: str, tokens: Floats, answer: Sequence[int]) -> Proof:
+    kl, agrees = tokens[:, 0], tokens[:, 1]
+    wanted, got = (float(np.nanmean(tokens[:, n], dtype=np.float64)) for n in (2, 3))
+    if not np.isfinite(kl).all() or kl.mean() > MOST_KL:
+        raise ParityLost(
+            f"the packed model is not the network: {kl.mean():.3g} nats from it on {text}"
+        )
+    return Proof(
+        text=text,
+        tokens=len(tokens),
+        kl=float(kl.mean(dtype=np.float64)),
+        kl_worst=float(kl.max()),
+        agreement=float(agrees.mean(dtype=np.float64)),
+        perplexity=math.exp(got),
+        float_perplexity=math.exp(wanted),
+        answer=tuple(answer),
+    )

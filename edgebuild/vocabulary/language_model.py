@@ -1,0 +1,156 @@
+"""A language model's bundle: how it is stored, what it was proven to be, how fast it ran."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from edgebuild.vocabulary.fit import Option, Room
+from edgebuild.vocabulary.measurement import Evidence
+from edgebuild.vocabulary.units import Bytes, Hertz, Joules, Seconds
+from edgebuild.vocabulary.verdict import Verdict
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far a packed model is from the float network, over so many tokens.
+
+    Attributes:
+        text: what was read; no choice saw it.
+        kl: nats a token, from the float network to the packed one; `kl_worst` at its worst token.
+        agreement: how often both expect the same token first.
+        perplexity: of the packed model; `float_perplexity` of the network.
+        answer: what it goes on with, each token the likeliest, after half a stretch of the text.
+        answer_text: the same as text.
+    """
+
+    text: str
+    tokens: int
+    kl: float
+    kl_worst: float
+    agreement: float
+    perplexity: float
+    float_perplexity: float
+    answer: tuple[int, ...]
+    answer_text: str = ""
+    evidence: Evidence = Evidence.MEASURED
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """The manifest of a language model's bundle.
+
+    Attributes:
+        source: the checkpoint's name; `dtypes` are the types that its tensors were stored in.
+        layouts: how many tensors are stored in each format.
+        scales: what scales were chosen by: extremes, norms, or a text.
+        read_bytes: what one token reads of the weights.
+        option: what was planned for the target, by arithmetic.
+        proof: None where nothing could be compared, and `unproven` says why.
+        files: the SHA-256 of every file but the weights, whose index has their hashes.
+    """
+
+    edgebuild: str
+    created_at: str
+    name: str
+    family: str
+    source: str
+    dtypes: tuple[str, ...]
+    target: str
+    context: int
+    cache: str
+    layouts: Mapping[str, int]
+    scales: str
+    weights_bytes: Bytes
+    read_bytes: Bytes
+    option: Option
+    room: Room
+    verdict: Verdict
+    notes: tuple[str, ...]
+    versions: Mapping[str, str]
+    proof: Proof | None = None
+    unproven: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class RateTest:
+    """One row, with the fields of llama-bench: tokens a second, and nanoseconds a run."""
+
+    test: str
+    n_prompt: int
+    n_gen: int
+    avg_ns: float
+    stddev_ns: float
+    avg_ts: float
+    stddev_ts: float
+    samples_ns: tuple[int, ...]
+    samples_ts: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a language model did on a device, in a process of its own.
+
+    Attributes:
+        first_token_p50: seconds from a prompt to its first token.
+        decode_first: tokens a second in the first quarter of a long answer; `decode_sustained` in
+            the last.
+        peak: resident memory at most; `anonymous` and `mapped` are held at the end.
+        bandwidth: bytes a second that so many threads were seen to read there.
+        prepacked: whether weights were mapped as the kernels want them.
+    """
+
+    rows: tuple[RateTest, ...]
+    first_token_p50: Seconds
+    first_token_p95: Seconds
+    decode_first: Hertz
+    decode_sustained: Hertz
+    load_seconds: Seconds
+    peak: Bytes
+    anonymous: Bytes
+    mapped: Bytes
+    anonymous_before: Bytes
+    bandwidth: Hertz
+    threads: int
+    prepacked: bool
+    machine: str
+
+    @property
+    def decode(self) -> Hertz:
+        """Tokens a second, of the decoding test."""
+        return Hertz(next(row.avg_ts for row in self.rows if row.n_gen))
+
+
+@dataclass(frozen=True)
+class BenchedModel:
+    """Rates on a device, beside what memory allows there at most.
+
+    Attributes:
+        bytes_per_token: what decoding one token reads.
+        bound: tokens a second at the bandwidth that was measured there.
+        energy_floor: joules a token that DRAM takes at least; a modelled bound.
+    """
+
+    device: str
+    bytes_per_token: Bytes
+    energy_floor: Joules
+    rates: Rates | None = None
+    error: str = ""
+
+    @property
+    def bound(self) -> Hertz:
+        return Hertz(self.rates.bandwidth / self.bytes_per_token if self.rates else 0.0)
+
+    @property
+    def share(self) -> float:
+        """Of the bound that was reached."""
+        return self.rates.decode / self.bound if self.rates else 0.0
+
+    @property
+    def is_impossible(self) -> bool:
+        """Whether the rate beats the memory: then one of both was not measured right."""
+        return self.share > 1.0
