@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from edgebuild.cache import digest
 from edgebuild.methods._distill_data import Rows, batch_numbers, seeded, varied
@@ -35,6 +36,9 @@ SHOWN = 64
 ROWS_AT_ONCE = 64
 # The intermediate layers that are compared.
 MOST_FEATURES = 6
+# Features must be asked of the teacher at every step. A student that computes less than this share
+# of what the teacher does learns more from the several steps that it could do meanwhile.
+FEATURES_FROM = 0.5
 
 
 @dataclass(frozen=True)
@@ -126,15 +130,24 @@ def open_lesson(
     with torch.no_grad():
         answers = tuple(leaves(teacher(*shown)))
     outputs = tuple(read_output(answer, rows.has_class_ids) for answer in answers)
-    features = (
-        shared_features(teacher, student, shown, MOST_FEATURES) if settings.feature_weight else {}
-    )
+    compares = settings.feature_weight > 0 and _share(student, teacher, shown) >= FEATURES_FROM
+    features = shared_features(teacher, student, shown, MOST_FEATURES) if compares else {}
     size, varied_rows = _batch(rows, plan, settings)
     is_labeled = settings.label_weight > 0 and rows.has_class_ids and varied_rows < size
     labeled = _labeled(rows, answers, outputs) if is_labeled else None
     return Lesson(
         teacher, rows, plan, settings, layout, outputs, labeled, features, size, varied_rows
     )
+
+
+def _share(student: nn.Module, teacher: nn.Module, inputs: Tensors) -> float:
+    """What the student computes, as a share of what the teacher does."""
+    counts = []
+    for network in (student, teacher):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network(*inputs)
+        counts.append(counter.get_total_flops())
+    return float(counts[0] / max(counts[1], 1))
 
 
 def _batch(rows: Rows, plan: Plan, settings: Settings) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.units import Bytes, Seconds
 
 # Losses are not known to a percent, so no better solution is worth waiting for.
-GAP = 0.01
+GAP = 0.05
 TIME_LIMIT = 20.0
 # A layer's cost is exact in this many widths; what further ones save is added up.
 EXACT_WIDTHS = 2

@@ -28,9 +28,9 @@ from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.verdict import Status
 
 # Where the first plans lie between the fastest network and the whole one, in the logarithm: the
-# very first in the middle, and then on both sides of it; or all beyond it, where it lost so little
-# score that slower ones could hardly gain any.
-OPENING, AROUND, BEYOND = 0.45, (0.2, 0.7), (0.2, 0.0)
+# very first in the middle, and then on both sides of it. All lie beyond it where it lost so little
+# score that slower ones could hardly gain any, and before it where it lost more than is of use.
+OPENING, AROUND, BEYOND, BEFORE = 0.45, (0.2, 0.7), (0.2, 0.0), (0.7, 0.85)
 LITTLE = 0.01
 # How much faster than the fastest network on the frontier a bolder one is to be.
 BOLDER = 1.5
@@ -83,7 +83,7 @@ def opening(
     menus: Mapping[str, Menu], limits: Limits, training: Training, beliefs: Beliefs
 ) -> Iterator[Proposal]:
     """One plan in every format: it tells how fast each really is, before more is made in it."""
-    yield from _between(menus, OPENING, limits, training, beliefs)
+    yield from _between(menus, (OPENING,), limits, training, beliefs)
 
 
 def first_shapes(
@@ -96,21 +96,26 @@ def first_shapes(
 ) -> Iterator[Proposal]:
     """A fast plan, one that should lose less or be even faster, and a middling student."""
     opened = [one for one in attempts if one.proposal.reshaped and not one.trial.failure]
-    has_lost = not opened or min(map(_drop, opened)) > LITTLE
-    for place in AROUND if has_lost else BEYOND:
-        yield from _between(menus, place, limits, training, beliefs)
+    lost = min(map(_drop, opened), default=LITTLE)
+    places = BEYOND if lost < LITTLE else AROUND if lost <= WITHIN_REACH else BEFORE
+    yield from _between(menus, places, limits, training, beliefs)
     for offer in students[len(students) // 2 :][:1]:
         yield from _realized(menus, [offer], training)
 
 
 def _between(
-    menus: Mapping[str, Menu], place: float, limits: Limits, training: Training, beliefs: Beliefs
+    menus: Mapping[str, Menu],
+    places: Iterable[float],
+    limits: Limits,
+    training: Training,
+    beliefs: Beliefs,
 ) -> Iterator[Proposal]:
     menu = next(iter(menus.values()))
     low, high = fastest(menu).latency, whole(menu).latency
-    between = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
-    latency = max(min(between, limits.latency), low * (1 + GAP))
-    yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
+    for place in places:
+        between = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
+        latency = max(min(between, limits.latency), low * (1 + GAP))
+        yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
 
 
 def next_shapes(
