@@ -440,6 +440,18 @@ def test_layers_of_the_same_shape_are_compared() -> None:
     assert loss.feature_distance(wanted, wanted, shared).item() == 0.0
 
 
+@pytest.mark.parametrize(("channels", "compared"), [(12, ["0", "2"]), (2, [])])
+def test_small_students_are_spared_the_features(channels: int, compared: list[str]) -> None:
+    teacher, given_workload = network(), workload()
+    student = copy.deepcopy(teacher)
+    student[2] = nn.Sequential(nn.Conv2d(8, channels, 1), nn.Conv2d(channels, 8, 3, padding=1))
+    if not compared:
+        student[4], student[8] = nn.Conv2d(8, 2, 3, stride=2, padding=1), nn.Linear(2, 4)
+    with data.open_rows(given_workload.calibration, given_workload.example, "a test's") as rows:
+        lesson = open_lesson(teacher, student, rows, Plan(9), QUICK)
+    assert list(lesson.features)[:2] == compared
+
+
 # Trains what hung for good: the gradient of a strided kernel of one pixel, channels last.
 STRIDED = """
 import torch

@@ -66,6 +66,16 @@ def test_what_lost_little_at_first_is_followed_by_faster_plans_alone(
     assert slowest[0.995] < slowest[0.9]
 
 
+def test_what_lost_too_much_at_first_is_followed_by_slower_plans_alone(
+    menus: dict[str, Menu],
+) -> None:
+    quickest = {
+        score: min(one.latency for one in first(menus, attempt(score, 1e-5, steps=100))[:-2])
+        for score in (0.95, 0.7)
+    }
+    assert quickest[0.7] > quickest[0.95]
+
+
 def test_what_is_changed_is_trained_and_what_is_not_is_not(menus: dict[str, Menu]) -> None:
     for proposal in first(menus):
         methods = [choice.method for _, choice in proposal.reshaped]
