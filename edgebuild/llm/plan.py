@@ -83,12 +83,13 @@ def needs(decoder: Decoder, mix: Mix, cache: str, loading: Loading, context: int
     # An embedding is looked up where it lies, whatever becomes of the rest.
     looked_up = [each for each in decoder.weights if each.role is Role.EMBEDDING]
     mapped = sum(mix.of(each).size(*_matrix(each)) for each in looked_up)
+    prepacked = sum(_prepacked(mix.of(each), each) * each.count for each in decoder.weights)
     repacked = sum(_repacked(mix.of(each), each) for each in decoder.weights)
     scores = decoder.heads * min(CHUNK, context) * context * FLOAT
     return Needs(
         loading=loading,
         stored=Bytes(stored),
-        mapped=Bytes(stored if is_mapped else mapped),
+        mapped=Bytes(prepacked if is_mapped else mapped),
         repacked=Bytes(0 if is_mapped else round(repacked)),
         cache=Bytes(decoder.cached * context * CACHES[cache]),
         # Exported graphs compute the logits of the last token alone.
@@ -158,9 +159,16 @@ def _repacked(stored: WeightFormat, weights: Weights) -> float:
     if weights.role is Role.EMBEDDING:
         return 0.0
     if stored.is_float:
-        return float(stored.size(*_matrix(weights)) * weights.count)
+        return float(_prepacked(stored, weights) * weights.count)
     per_weight = stored.bits / 8 + REPACKED_PER_BLOCK / stored.block
     return weights.elements * weights.count * per_weight
+
+
+def _prepacked(stored: WeightFormat, weights: Weights) -> int:
+    """One tensor in a file as the kernels want it: they compute with floats of four bytes."""
+    if stored.is_float and weights.role is not Role.EMBEDDING:
+        return weights.elements * FLOAT
+    return stored.size(*_matrix(weights))
 
 
 def _best(decoder: Decoder, target: Target, mix: Mix, context: int) -> Option:

@@ -49,7 +49,9 @@ def test_weights_and_cache_are_those_of_the_worked_examples(name: str) -> None:
             assert needed.stored / 1e9 == pytest.approx(size, rel=4e-3, abs=5e-3), precision
         if cached is not None:
             assert needed.cache == cached
-        assert needed.mapped == needed.stored
+        # Kernels compute with floats of four bytes, whatever halves a file holds.
+        widened = needed.mapped / needed.stored
+        assert widened == pytest.approx(2, rel=0.35) if precision == "fp16" else widened == 1
 
 
 def test_a_model_of_1_8_trillion_parameters_takes_7_2_terabytes_in_fp32() -> None:
