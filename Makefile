@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-devices lint bench bench-search bench-predictor clean
+.PHONY: demo test test-devices lint bench bench-search bench-predictor bench-llm clean
 
 demo: $(INSTALLED)
 	$(BIN)/edgebuild build benchmarks/solar_cells.py -t robot-raspberry-pi-5 -o dist/solar-cells
@@ -31,6 +31,10 @@ bench: $(INSTALLED)
 bench-search: $(INSTALLED)
 	$(BIN)/python benchmarks/search/compare.py
 	$(BIN)/python benchmarks/search/recovery.py
+
+# Twenty minutes, twelve gigabytes of disk, and for two of its three tasks Gemma-3-270M.
+bench-llm: $(INSTALLED)
+	$(BIN)/python benchmarks/language_models/llm_comparison.py
 
 # Ten minutes on a machine that does nothing else: it probes this machine, and measures on it.
 bench-predictor: $(INSTALLED)

@@ -43,15 +43,30 @@ def prove(
     length = sequences.shape[1] + ANSWER
     write_graph(decoder_graph(forward.network, index, length, cache, Logits.ALL), file)
     try:
-        decoder = Decoder(str(file))
-        with progress.step("compare with the float network", len(sequences)) as bar:
-            found: list[Floats] = []
-            for sequence, own in zip(sequences, states, strict=True):
-                found += _compared(decoder, forward, sequence, own)
-                bar.advance()
-        answer = _answer(decoder, sequences[0][: len(sequences[0]) // 2])
+        return compare(Decoder(str(file)), forward, text, sequences, states, progress)
     finally:
         file.unlink(missing_ok=True)
+
+
+def compare(
+    decoder: Decoder,
+    forward: Forward,
+    text: str,
+    sequences: Tokens,
+    states: Floats,
+    progress: Progress,
+) -> Proof:
+    """What a graph with all logits gives, against the states of the float network.
+
+    Raises:
+        ParityLost: outputs that are not finite, or of another network.
+    """
+    found: list[Floats] = []
+    with progress.step("compare with the float network", len(sequences)) as bar:
+        for sequence, own in zip(sequences, states, strict=True):
+            found += _compared(decoder, forward, sequence, own)
+            bar.advance()
+    answer = _answer(decoder, sequences[0][: len(sequences[0]) // 2])
     return _summed(text, np.concatenate(found), answer)
 
 

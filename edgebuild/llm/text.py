@@ -108,7 +108,7 @@ def write_beside(checkpoint: Checkpoint, folder: Path) -> None:
             f"{checkpoint.path}: its tokenizer cannot be rebuilt: {first_line(problem)}"
         ) from None
     bos = told.get("bos_token")
-    if told.pop("add_bos_token", False) and bos is not None:
+    if told.get("add_bos_token") and bos is not None:
         processors = importlib.import_module("tokenizers.processors")
         special = [(bos, backend.token_to_id(bos))]
         backend.post_processor = processors.TemplateProcessing(
