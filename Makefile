@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/edgebuild build benchmarks/solar_cells.py -t robot-raspberry-pi-5 -o dist/solar-cells
 
 test: $(INSTALLED)
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # Fetches an sshd and an adbd of their own first; `make test` then runs these tests as well.
 test-devices: $(INSTALLED)

@@ -200,14 +200,14 @@ def test_nothing_built_gives_every_reason(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["bert", "gru", "u-net"])
+@pytest.mark.parametrize("name", ["bert", "gru"])
 def test_any_network_becomes_a_bundle(name: str, tmp_path: Path) -> None:
     bundle = edgebuild.build(
         small_workload(name),
         "host",
         Budget.parse(accuracy_drop="100 %"),
         out=tmp_path / "out",
-        precisions=[Precision.FP32, Precision.INT8_DYNAMIC, Precision.INT8_STATIC],
+        precisions=[Precision.FP32, Precision.INT8_DYNAMIC],
     )
     fp32 = [t for t in bundle.manifest.tried if t.recipe.name == Precision.FP32]
     assert all(t.parity is not None and t.parity.relative_error < 1e-3 for t in fp32)
