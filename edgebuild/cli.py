@@ -21,6 +21,7 @@ from edgebuild.cli_llm import (
     build_language_model,
     chat,
     convert,
+    distill_data,
     plan,
     refuse_options,
     verify_language_model,
@@ -109,6 +110,7 @@ def targets(
 app.command()(plan)
 app.command()(convert)
 app.command()(chat)
+app.command("distill-data")(distill_data)
 
 
 @app.command()

@@ -214,6 +214,27 @@ def chat(
         _say(conversation.answer(asked))
 
 
+def distill_data(
+    dist: Dist,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The .jsonl to write, or go on with.")],
+    prompts: Annotated[
+        Path | None, typer.Option(help="A text: the teacher goes on from each of its lines.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Texts in the file at the end.")] = 100,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a text at most.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="What texts are drawn from.")] = 0,
+) -> None:
+    """Let a language model's bundle write the texts that a student is trained on."""
+    from edgebuild.llm.distill_data import Sampling, write_samples
+    from edgebuild.report import terminal
+
+    console = terminal.stderr()
+    with terminal.Bars(console) as bars:
+        found = write_samples(dist, prompts, out, Sampling(count, tokens, temperature, seed), bars)
+    console.print(f"{out}: {found} texts")
+
+
 def _say(pieces: Iterator[str]) -> None:
     for piece in pieces:
         print(piece, end="", flush=True)

@@ -21,10 +21,11 @@ from edgebuild.llm.genai import genai_config
 from edgebuild.llm.graph import HALVES, CacheFormat, decoder_graph, write_graph
 from edgebuild.llm.importance import Importances, choose_importances
 from edgebuild.llm.mix import Layouts, Mix
-from edgebuild.llm.mixed import Limit, choose, survey
+from edgebuild.llm.mixed import Limit, choose, survey, weighed
 from edgebuild.llm.network import read_network
 from edgebuild.llm.plan import plan
 from edgebuild.llm.proof import prove
+from edgebuild.llm.sensitivity import sensitivities
 from edgebuild.llm.source import open_source
 from edgebuild.llm.store import Index
 from edgebuild.llm.text import Text, Tokenizer, open_tokenizer, read_text, write_beside
@@ -39,6 +40,8 @@ from edgebuild.vocabulary.units import Bytes
 from edgebuild.vocabulary.verdict import BudgetLine, Status, Verdict
 
 WITHOUT_TEXT = "no text was given: --text FILE calibrates with one half and proves with the other"
+# Stretches of the text that tell what errors cost: each is run some thirty times.
+MEASURED = 1
 PACKAGES = ("onnxruntime", "onnx", "numpy", "tokenizers")
 
 
@@ -90,7 +93,7 @@ def build_model(
             if seen
             else Importances(source)
         )
-        layouts = _layouts(source, option, wanted, importances, progress)
+        layouts = _layouts(forward, option, wanted, importances, text, progress)
         is_searched = wanted.search or seen is not None
         done = convert(source, out, layouts, progress, importances if is_searched else None)
         for file in scratch.glob("*.json"):
@@ -172,15 +175,20 @@ def _cache(option: Option, seen: Seen | None) -> CacheFormat:
 
 
 def _layouts(
-    source: Checkpoint,
+    forward: Forward,
     option: Option,
     wanted: Wanted,
     importances: Importances,
+    text: Text | None,
     progress: Progress,
 ) -> Layouts:
     if wanted.limit is None:
         return Mix.parse(option.precision)
-    mixed = choose(survey(source, importances, progress), wanted.limit, Limit.STORED)
+    sites = survey(forward.checkpoint, importances, progress)
+    if text:
+        some = text.calibrating[:MEASURED]
+        sites = weighed(sites, sensitivities(forward, sites, some, progress))
+    mixed = choose(sites, wanted.limit, Limit.STORED)
     progress.say(f"chosen: {mixed}")
     return mixed
 

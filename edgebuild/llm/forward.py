@@ -6,8 +6,8 @@ Memory holds the tokens' activations and a piece of one matrix, whatever the mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -18,8 +18,10 @@ from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.checkpoint import Checkpoint
 from edgebuild.llm.config import EMBEDDING, HEAD, LAST_NORM
 from edgebuild.llm.network import Activation, Network
-from edgebuild.llm.rows import open_rows, read_vector
+from edgebuild.llm.quantize import dequantize, quantize
+from edgebuild.llm.rows import Rows, open_rows, read_vector
 from edgebuild.vocabulary.contracts import Progress
+from edgebuild.vocabulary.weight_format import WeightFormat
 
 Tokens = NDArray[np.int64]
 
@@ -50,10 +52,14 @@ class Blind:
 
 @dataclass(frozen=True)
 class Forward:
-    """A checkpoint's network, run in floats of four bytes."""
+    """A checkpoint's network, run in floats of four bytes.
+
+    `rounded` matrices are rounded as they are read: what their formats lose, without a runtime.
+    """
 
     checkpoint: Checkpoint
     network: Network
+    rounded: Mapping[str, WeightFormat] = field(default_factory=dict)
 
     def states(self, sequences: Tokens, progress: Progress, watch: Watch | None = None) -> Floats:
         """What the head is multiplied with, [sequences, tokens, hidden].
@@ -89,7 +95,7 @@ class Forward:
         found = np.empty((len(wanted), self.network.decoder.hidden), np.float32)
         with open_rows(EMBEDDING, self.checkpoint.tensors) as rows:
             for at, token in enumerate(wanted):
-                rows.read(int(token), found[at : at + 1])
+                self._read(EMBEDDING, rows, int(token), found[at : at + 1])
         scaled = found * np.float32(self.network.embedding_scale)
         return scaled[places.reshape(sequences.shape)]
 
@@ -164,11 +170,16 @@ class Forward:
             buffer = np.empty((min(step, count), width), np.float32)
             for first in range(0, count, step):
                 some = buffer[: min(step, count - first)]
-                rows.read(first, some)
+                self._read(f"{name}.weight", rows, first, some)
                 np.matmul(flat, some.T, out=found[:, first : first + len(some)])
         if self.network.has(f"{name}.bias"):
             found += read_vector(f"{name}.bias", self.checkpoint.tensors)
         return found.reshape(*inputs.shape[:-1], count)
+
+    def _read(self, name: str, rows: Rows, first: int, out: Floats) -> None:
+        rows.read(first, out)
+        if layout := self.rounded.get(name):
+            out[...] = dequantize(quantize(out, layout), layout, out.shape[1])
 
 
 def sequences_of(tokens: Sequence[int], length: int, count: int, first: int | None) -> Tokens:

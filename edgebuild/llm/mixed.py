@@ -3,12 +3,12 @@
 A site is a matrix of one layer, with all its experts. What a choice loses there is taken to be the
 squared error of the matrix relative to itself, weighted by how much its inputs count, times the
 site's sensitivity: the divergence of the outputs is nearly linear in these (arXiv 2411.17525). The
-sensitivities are one unless they were measured.
+sensitivities are one unless they are measured on a text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -91,12 +91,8 @@ def survey(
     importances: Importances,
     progress: Progress,
     choices: Sequence[WeightFormat] = CHOICES,
-    sensitivities: Mapping[str, float] | None = None,
 ) -> tuple[Site, ...]:
     """What every choice would lose and take at every site, from a sample of its rows.
-
-    Args:
-        sensitivities: what a relative squared error of one costs at a tensor, by its name.
 
     Raises:
         InvalidCheckpoint: a checkpoint that is quantized already.
@@ -106,22 +102,33 @@ def survey(
             f"{checkpoint.path} is quantized by {checkpoint.method} already: bits can be chosen "
             "for floats alone"
         )
-    given = sensitivities or {}
     found = []
     places = list(_places(checkpoint))
     with progress.step("see what rounding loses", len(places)) as bar:
         for weights, names in places:
             entry = Entry(names[0][0], weights.role, weights.shape, KEPT, (), names[0][1])
-            factor = given.get(entry.name, 1.0)
             possible = [layout for layout in choices if _is_possible(weights, layout)]
             losses = _losses(checkpoint, entry, importances.of(entry), possible)
             roundings = (
-                _rounding(weights, len(names), layout, factor * loss)
+                _rounding(weights, len(names), layout, loss)
                 for layout, loss in zip(possible, losses, strict=True)
             )
             found.append(Site(tuple(name for name, _ in names), tuple(roundings)))
             bar.advance()
     return tuple(found)
+
+
+def weighed(sites: Iterable[Site], sensitivities: Mapping[str, float]) -> tuple[Site, ...]:
+    """With losses times what a relative squared error of one costs at a site's first tensor."""
+    return tuple(
+        replace(
+            site,
+            roundings=tuple(
+                replace(one, loss=one.loss * sensitivities[site.names[0]]) for one in site.roundings
+            ),
+        )
+        for site in sites
+    )
 
 
 def choose(sites: Sequence[Site], limit: Bytes, counted: Limit = Limit.STORED) -> Mixed:

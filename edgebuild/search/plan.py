@@ -25,7 +25,10 @@ from edgebuild.vocabulary.units import Bytes, Seconds
 
 # Losses are not known to a percent, so no better solution is worth waiting for.
 GAP = 0.05
-TIME_LIMIT = 20.0
+# Seconds for a plan; where none is found in these, it may take longer once.
+TIME_LIMIT, PATIENCE = 6.0, 20.0
+# scipy's word for it.
+OUT_OF_TIME = 1
 # A layer's cost is exact in this many widths; what further ones save is added up.
 EXACT_WIDTHS = 2
 # What an offer without a loss of its own, such as a whole student, is taken to lose, in nats.
@@ -259,16 +262,21 @@ class _Program:
         matrix = csr_array((values, (at_rows, at_columns)), shape=(len(rows), len(objective)))
         columns = len(self.loss)
         further = len(objective) - columns
-        found = milp(
-            objective,
-            integrality=np.append(self._is_binary, np.zeros(further)),
-            bounds=Bounds(0, np.append(np.ones(columns), np.full(further, np.inf))),
-            constraints=LinearConstraint(
-                matrix, [low for _, low, _ in rows], [high for _, _, high in rows]
-            ),
-            options={"mip_rel_gap": GAP, "time_limit": TIME_LIMIT},
-        )
-        return None if found.x is None else self._read(found.x[:columns])
+        for limit in (TIME_LIMIT, PATIENCE):
+            found = milp(
+                objective,
+                integrality=np.append(self._is_binary, np.zeros(further)),
+                bounds=Bounds(0, np.append(np.ones(columns), np.full(further, np.inf))),
+                constraints=LinearConstraint(
+                    matrix, [low for _, low, _ in rows], [high for _, _, high in rows]
+                ),
+                options={"mip_rel_gap": GAP, "time_limit": limit},
+            )
+            if found.x is not None:
+                return self._read(found.x[:columns])
+            if found.status != OUT_OF_TIME:
+                break
+        return None
 
     def _read(self, x: np.ndarray) -> Plan:
         taken = []

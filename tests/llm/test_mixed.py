@@ -15,7 +15,7 @@ from llm.test_convert import Silence
 from edgebuild.llm.checkpoint import load_checkpoint
 from edgebuild.llm.convert import convert
 from edgebuild.llm.importance import Importances
-from edgebuild.llm.mixed import CHOICES, Limit, Rounding, Site, choose, survey
+from edgebuild.llm.mixed import CHOICES, Limit, Rounding, Site, choose, survey, weighed
 from edgebuild.vocabulary.errors import InvalidQuantity
 from edgebuild.vocabulary.units import Bytes
 from edgebuild.vocabulary.weight_format import WeightFormat
@@ -56,7 +56,8 @@ def test_no_other_combination_within_the_limit_loses_less(
 
 def surveyed(folder: Path, **sensitivities: float) -> tuple[Site, ...]:
     checkpoint = load_checkpoint(folder)
-    return survey(checkpoint, Importances(checkpoint), Silence(), CHOICES, sensitivities)
+    sites = survey(checkpoint, Importances(checkpoint), Silence(), CHOICES)
+    return weighed(sites, {site.names[0]: 1.0 for site in sites} | sensitivities)
 
 
 def test_more_bits_and_smaller_blocks_lose_less(tmp_path: Path) -> None:

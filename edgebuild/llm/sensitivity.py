@@ -1,0 +1,88 @@
+"""Measures on text what an error of a matrix costs: the divergence of the outputs.
+
+Matrices of one kind that lie near each other are rounded coarsely together, and what the outputs
+diverge is shared out by their errors: a network of hundreds of matrices takes some thirty runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebuild.llm._kernels_numpy import Floats
+from edgebuild.llm.forward import Forward, Tokens, log_softmax
+from edgebuild.llm.mixed import Site
+from edgebuild.vocabulary.contracts import Progress
+from edgebuild.vocabulary.silence import Silence
+from edgebuild.vocabulary.weight_format import WeightFormat
+
+# Coarse enough to be seen, fine enough that errors still add up.
+COARSE = WeightFormat.parse("int4-g128-asym")
+# Into how many stretches of depth each kind of matrix is divided.
+STRETCHES = 4
+# Tokens of logits at once.
+CHUNK = 64
+# What cannot be told from nothing still costs something.
+LEAST = 1e-6
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+
+
+def sensitivities(
+    forward: Forward, sites: Sequence[Site], sequences: Tokens, progress: Progress
+) -> Mapping[str, float]:
+    """Nats of KL a token for a relative squared error of one, by the name of a site's tensors.
+
+    Sites that cannot be rounded so coarsely have the median of all others.
+    """
+    groups: dict[tuple[str, int], list[Site]] = {}
+    for site in sites:
+        groups.setdefault(_group(site.names[0], forward.network.decoder.layers), []).append(site)
+    # As halves: a large vocabulary's take a quarter of a gigabyte for each thousand tokens.
+    wanted = [some.astype(np.float16) for some in _logarithms(forward, sequences)]
+    found: dict[str, float] = {}
+    with progress.step("see what errors cost", len(groups)) as bar:
+        for group in groups.values():
+            losses = [
+                each.loss for site in group for each in site.roundings if _is_coarse(each.layout)
+            ]
+            if losses:
+                names = [name for site in group for name in site.names]
+                rounded = replace(forward, rounded=dict.fromkeys(names, COARSE))
+                cost = _divergence(wanted, _logarithms(rounded, sequences)) / max(
+                    sum(losses), LEAST
+                )
+                found.update(dict.fromkeys(names, max(cost, LEAST)))
+            bar.advance()
+    usual = float(np.median(list(found.values()))) if found else 1.0
+    return {name: found.get(name, usual) for site in sites for name in site.names}
+
+
+def _is_coarse(layout: WeightFormat) -> bool:
+    return layout == COARSE
+
+
+def _group(name: str, layers: int) -> tuple[str, int]:
+    """Its kind and the stretch of depth that it lies in."""
+    match = _LAYER.fullmatch(name)
+    return (match[2], int(match[1]) * STRETCHES // layers) if match else (name, 0)
+
+
+def _logarithms(forward: Forward, sequences: Tokens) -> Iterator[Floats]:
+    """Logarithms of the probabilities of all tokens, some at a time: [some, vocabulary]."""
+    states = forward.states(sequences, Silence())
+    flat = states.reshape(-1, states.shape[-1])
+    for first in range(0, len(flat), CHUNK):
+        yield log_softmax(forward.logits(flat[first : first + CHUNK]))
+
+
+def _divergence(wanted: Iterable[NDArray[np.float16]], got: Iterable[Floats]) -> float:
+    """Nats a token."""
+    each = [
+        np.sum(np.exp(expected.astype(np.float32)) * (expected - found), axis=-1)
+        for expected, found in zip(wanted, got, strict=True)
+    ]
+    return float(np.concatenate(each).mean(dtype=np.float64))
