@@ -22,6 +22,7 @@ from edgebuild.cli_llm import (
     chat,
     convert,
     distill_data,
+    explain_language_model,
     plan,
     refuse_options,
     verify_language_model,
@@ -195,11 +196,12 @@ def build(
             **{"latency": latency, "memory": memory, "download": download, "power": power},
             **{"rate": rate, "accuracy_drop": accuracy_drop, "minutes": minutes},
             **{"format": formats, "precision": precisions, "method": methods},
-            **{"device": device, "emulate": emulate},
+            **{"device": device, "emulate": emulate, "seed": seed},
+            "prefer": prefer is not Preference.SCORE,
         }
         refuse_options(unused, "language models")
         wanted = Wanted(context or CONTEXT, weights, storage, text)
-        build_language_model(Path(workload), profile, out, wanted, as_json)
+        build_language_model(Path(workload), profile, out, wanted, strict, as_json)
         return
     refuse_options({"weights": weights, "context": context, "text": text}, "this kind of network")
     console = terminal.stderr()
@@ -307,8 +309,12 @@ app.command()(probe)
 def explain(dist: Dist, as_json: AsJson = False) -> None:
     """Say what was tried, what was chosen, and why; each limit with its evidence."""
     from edgebuild.bundles.manifest import load_bundle
+    from edgebuild.llm.bundle import is_language_model
     from edgebuild.report import terminal
 
+    if is_language_model(dist):
+        explain_language_model(dist, as_json)
+        return
     bundle = load_bundle(dist)
     if as_json:
         _print_manifest(bundle)

@@ -118,7 +118,12 @@ class Wanted:
 
 
 def build_language_model(
-    checkpoint: Path, target: Target, out: Path | None, asked: Wanted, as_json: bool
+    checkpoint: Path,
+    target: Target,
+    out: Path | None,
+    asked: Wanted,
+    strict: bool,
+    as_json: bool,
 ) -> None:
     """Plan, calibrate, convert, write the graph, prove."""
     from edgebuild.llm import build
@@ -127,6 +132,7 @@ def build_language_model(
     from edgebuild.report import terminal
     from edgebuild.report.language_model import show_model
     from edgebuild.vocabulary.units import parse_size
+    from edgebuild.vocabulary.verdict import Status
 
     wanted = build.Wanted(
         asked.context,
@@ -141,6 +147,23 @@ def build_language_model(
     show_model(console, folder, model)
     if as_json:
         print_json(model_as_json(model))
+    if strict and model.verdict.status is not Status.MET:
+        console.print("--strict: memory was not measured on the target")
+        sys.exit(BREACHED)
+
+
+def explain_language_model(dist: Path, as_json: bool) -> None:
+    """What is in a bundle, and on what grounds."""
+    from edgebuild.llm.bundle import as_json as model_as_json
+    from edgebuild.llm.bundle import load_model
+    from edgebuild.report import terminal
+    from edgebuild.report.language_model import show_model
+
+    model = load_model(dist)
+    if as_json:
+        print_json(model_as_json(model))
+    else:
+        show_model(terminal.stderr(), dist, model)
 
 
 def bench_language_model(

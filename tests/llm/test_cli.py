@@ -97,6 +97,10 @@ def test_build_bench_verify_and_chat(tmp_path: Path) -> None:
     assert {row["test"] for row in rates["rows"]} == {"pp16", "tg8"}
     assert "modelled-bound" in benched.stderr
     assert edgebuild("verify", out).returncode == 0
+    assert json.loads(edgebuild("explain", out, "--json").stdout) == model
+    strict = edgebuild("build", str(folder), "-t", "phone-12gb", "-o", out, *words, "--strict")
+    assert strict.returncode == 3
+    assert "memory was not measured on the target" in strict.stderr
     talk = edgebuild("chat", out, "--once", "the cat", "--most", "5")
     assert talk.returncode == 0, talk.stderr
     assert talk.stdout.strip()
