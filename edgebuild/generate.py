@@ -12,6 +12,7 @@ missing; a reason in one line.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -26,7 +27,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-GRAPH = "model.onnx"
+# The graph, and the index with the hashes of its weights.
+GRAPH, INDEX = "model.onnx", "weights.json"
 # Where weights lie as this machine's kernels want them, and what says for which machine that is.
 PREPACKED, STAMP = "prepacked", "made-for.txt"
 CONTEXT_KEY = "edgebuild.context"
@@ -51,6 +53,7 @@ class Decoder:
         about = self._session.get_modelmeta().custom_metadata_map
         self.context = int(about[CONTEXT_KEY])
         self.length = 0
+        self._gives_last = self._session.get_outputs()[0].shape[1] == 1
         self._buffers: dict[str, Any] = {}
         for one in self._session.get_inputs():
             if one.name.startswith("past_key_values."):
@@ -72,7 +75,7 @@ class Decoder:
             count = self.length + len(tokens)
             raise ValueError(f"{count} tokens: the model was built for {self.context}")
         found = [self._run(tokens[at : at + CHUNK]) for at in range(0, len(tokens), CHUNK)]
-        return found[-1] if len(found[-1]) == 1 else np.concatenate(found)
+        return found[-1] if self._gives_last else np.concatenate(found)
 
     def _run(self, tokens: Sequence[int]) -> np.ndarray:
         self.length += len(tokens)
@@ -196,14 +199,17 @@ def prepack(folder: str) -> None:
         os.path.join(folder, GRAPH), options, providers=["CPUExecutionProvider"]
     )
     with open(stamp, "w") as file:
-        file.write(packed_for())
+        file.write(packed_for(folder))
 
 
-def packed_for() -> str:
-    """What prepacked weights hold for: this release of the runtime on this kind of processor."""
+def packed_for(folder: str) -> str:
+    """What prepacked weights hold for: a model, a release of the runtime, a kind of processor."""
     import onnxruntime
 
     kind = [onnxruntime.__version__, platform.machine()]
+    for name in (GRAPH, INDEX):
+        with open(os.path.join(folder, name), "rb") as file:
+            kind.append(hashlib.sha256(file.read()).hexdigest())
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as file:
             # Kernels are chosen by the processor's features.
@@ -217,7 +223,7 @@ def graph_of(folder: str) -> str:
     stamp = os.path.join(folder, PREPACKED, STAMP)
     if os.path.exists(stamp):
         with open(stamp) as file:
-            if file.read() == packed_for():
+            if file.read() == packed_for(folder):
                 return os.path.join(folder, PREPACKED, GRAPH)
     return os.path.join(folder, GRAPH)
 

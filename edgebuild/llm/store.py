@@ -13,13 +13,13 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from edgebuild.generate import INDEX as INDEX
 from edgebuild.llm.mix import Layouts
 from edgebuild.vocabulary.decoder import Decoder, Role, Weights
 from edgebuild.vocabulary.errors import InvalidBundle, InvalidQuantity
 from edgebuild.vocabulary.weight_format import WeightFormat
 
 DATA = "weights.data"
-INDEX = "weights.json"
 SCHEMA = 1
 PAGE = 4096
 

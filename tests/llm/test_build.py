@@ -116,6 +116,9 @@ def test_prepacked_weights_give_the_same_answer(checkpoint: Path, tmp_path: Path
     assert prepacked.parent == out / generate.PREPACKED
     assert generate.continued(generate.Decoder(str(prepacked)), [0, 5, 9], 8) == plain
     assert verify_model(out, Silence()) > 5
+    built(checkpoint, out, weights=Mix.parse("int8"))
+    assert generate.graph_of(str(out)) == str(out / generate.GRAPH)
+    generate.prepack(str(out))
     (out / generate.PREPACKED / generate.STAMP).write_text("another processor")
     assert generate.graph_of(str(out)) == str(out / generate.GRAPH)
 

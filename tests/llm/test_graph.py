@@ -134,6 +134,14 @@ def test_importances_are_the_mean_squares_of_inputs(tmp_path: Path) -> None:
         assert np.allclose(seen.importances[name], wanted, rtol=1e-3, atol=1e-6)
 
 
+def test_logits_of_all_tokens_are_of_all_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "CHUNK", TOKENS - 1)
+    write_random_network(tmp_path, "llama")
+    assert packed(tmp_path, "int8", Logits.ALL).read(tokens()[0].tolist()).shape == (TOKENS, 96)
+
+
 def test_conversation_is_forgotten(tmp_path: Path) -> None:
     write_random_network(tmp_path, "llama")
     decoder, ids = packed(tmp_path, "int8", Logits.LAST), tokens()[0].tolist()
