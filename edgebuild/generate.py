@@ -3,6 +3,7 @@
     python run.py bench --prompt 512 --new 128
     python run.py generate --ids 1,2,3 --new 32
     python run.py prepack
+    python run.py bandwidth
 
 Every command prints one JSON object. Exit codes: 0 right, 2 what cannot be used, 4 the runtime is
 missing; a reason in one line.
@@ -250,6 +251,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     generate.add_argument("--ids", required=True, help="tokens, with commas between")
     generate.add_argument("--new", type=int, default=32)
     commands.add_parser("prepack")
+    commands.add_parser("bandwidth")
     return parser.parse_args(arguments)
 
 
@@ -258,6 +260,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     if asked.command == "prepack":
         prepack(asked.folder)
         return {"prepacked": os.path.join(asked.folder, PREPACKED)}
+    if asked.command == "bandwidth":
+        return {"bandwidth": bandwidth(asked.threads or os.cpu_count() or 1)}
     before, began = memory(), time.perf_counter()
     decoder = Decoder(graph_of(asked.folder), asked.threads)
     load = time.perf_counter() - began
@@ -273,7 +277,6 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         anonymous=held["RssAnon"],
         mapped=held["RssFile"],
         anonymous_before=before["RssAnon"],
-        bandwidth=bandwidth(asked.threads or os.cpu_count() or 1),
         threads=asked.threads,
         prepacked=PREPACKED in decoder.graph,
         machine=platform.machine(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -113,16 +114,19 @@ def decodings(gguf: Path, folder: Path, progress: Progress) -> Iterator[Row]:
         progress.say(f"decode, {system}")
         if system.endswith("prepacked"):
             generate.prepack(str(out))
-        words = [sys.executable, generate.__file__, "--folder", str(out), "bench"]
-        printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-        rates = TypeAdapter(Rates).validate_json(printed)
-        read = done.index.size
+        rates = TypeAdapter(Rates).validate_json(_printed(out, "bench"))
+        bandwidth, read = json.loads(_printed(out, "bandwidth"))["bandwidth"], done.index.size
         yield {
             **{"task": "decode", "system": system, "model": gguf.stem, "bytes": read},
             **{"tokens_per_s": rates.decode, "prefill_tokens_per_s": rates.rows[0].avg_ts},
             **{"anon_mb": rates.anonymous / 1e6, "mapped_mb": rates.mapped / 1e6},
-            "bandwidth_share": rates.decode * read / rates.bandwidth,
+            "bandwidth_share": rates.decode * read / bandwidth,
         }
+
+
+def _printed(folder: Path, command: str) -> str:
+    words = [sys.executable, generate.__file__, "--folder", str(folder), command]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
 def _text(source: Checkpoint, file: Path, folder: Path) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 from edgebuild import generate
 from edgebuild.llm.bundle import LOADER, load_model
 from edgebuild.llm.plan import JOULES_PER_BYTE
-from edgebuild.vocabulary.contracts import Device
+from edgebuild.vocabulary.contracts import Completed, Device, Fit, MemoryTrial
 from edgebuild.vocabulary.errors import DeviceError, EdgebuildError, InvalidQuantity
 from edgebuild.vocabulary.fit import Loading
 from edgebuild.vocabulary.language_model import BenchedModel, Rates
-from edgebuild.vocabulary.units import Joules, Seconds
+from edgebuild.vocabulary.units import Hertz, Joules, Seconds, format_size
 
 DEADLINE = Seconds(3600.0)
 
@@ -47,13 +48,16 @@ def bench_model(
     floor = Joules(model.read_bytes * JOULES_PER_BYTE)
     try:
         with device:
-            rates = _rates(folder, device, lengths, threads or 0, model.option.needs.loading)
+            bandwidth = _bandwidth(device, threads or 0)
+            rates, trial = _rates(folder, device, lengths, threads or 0, model.option.needs.loading)
     except EdgebuildError as error:
         return BenchedModel(name, model.read_bytes, floor, error=str(error))
-    return BenchedModel(name, model.read_bytes, floor, rates)
+    return BenchedModel(name, model.read_bytes, floor, rates, "", trial, bandwidth)
 
 
-def _rates(folder: Path, device: Device, lengths: Lengths, threads: int, loading: Loading) -> Rates:
+def _rates(
+    folder: Path, device: Device, lengths: Lengths, threads: int, loading: Loading
+) -> tuple[Rates, MemoryTrial | None]:
     # Our own loader, not the bundle's: what somebody else packed is data here, not code.
     loader = device.push(Path(generate.__file__))
     there = device.push(folder.absolute())
@@ -62,15 +66,27 @@ def _rates(folder: Path, device: Device, lengths: Lengths, threads: int, loading
         _done(device, [*words, "prepack"])
     prompts = [str(each) for each in lengths.prompts]
     counts = ["--new", str(lengths.new), "--repeats", str(lengths.repeats)]
-    printed = _done(device, [*words, "bench", "--prompt", *prompts, *counts])
+    done = _done(device, [*words, "bench", "--prompt", *prompts, *counts])
     try:
-        return TypeAdapter(Rates).validate_json(printed)
+        return TypeAdapter(Rates).validate_json(done.stdout), done.memory
     except ValidationError:
         raise DeviceError(f"{device.name}: what {LOADER} printed there are no rates") from None
 
 
-def _done(device: Device, words: Sequence[str]) -> str:
+def _bandwidth(device: Device, threads: int) -> Hertz | None:
+    """In a process of its own, whose memory is not the model's; None where it has too little."""
+    loader = device.push(Path(generate.__file__))
+    done = device.run(["python", loader, "--threads", str(threads), "bandwidth"], DEADLINE)
+    return Hertz(json.loads(done.stdout)["bandwidth"]) if done.returncode == 0 else None
+
+
+def _done(device: Device, words: Sequence[str]) -> Completed:
     done = device.run(words, DEADLINE)
+    if done.memory and done.memory.fit is Fit.OOM_KILLED:
+        raise DeviceError(
+            f"{device.name}: the kernel killed it at the limit of "
+            f"{format_size(done.memory.limit)} ({done.memory.evidence})"
+        )
     if done.returncode != 0:
         raise DeviceError(f"{device.name}: {done.reason}")
-    return done.stdout
+    return done

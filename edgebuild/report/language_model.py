@@ -78,10 +78,17 @@ def _beside(one: BenchedModel) -> Iterator[str]:
         f"memory: {format_size(rates.anonymous)} of its own, {format_size(rates.mapped)} of mapped "
         f"files, {format_size(rates.peak)} at most"
     )
+    reached = (
+        "the bandwidth could not be measured there"
+        if one.bandwidth is None or one.share is None
+        else f"{one.share:.0%} of {format_size(one.bandwidth)}/s, which its threads were measured "
+        "to read"
+    )
     yield (
-        f"reads {format_size(one.bytes_per_token)} of weights a token: {one.share:.0%} of "
-        f"{format_size(rates.bandwidth)}/s, which its threads were measured to read; at least "
+        f"reads {format_size(one.bytes_per_token)} of weights a token: {reached}; at least "
         f"{format_energy(one.energy_floor)} a token (modelled-bound, for memory alone)"
     )
+    if trial := one.memory_trial:
+        yield f"{trial.fit} in {format_size(trial.limit)} ({trial.evidence})"
     if one.is_impossible:
         yield "impossible: faster than this memory can be read; measure again on a quiet machine"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from edgebuild.vocabulary.contracts import MemoryTrial
 from edgebuild.vocabulary.fit import Option, Room
 from edgebuild.vocabulary.measurement import Evidence
 from edgebuild.vocabulary.units import Bytes, Hertz, Joules, Seconds
@@ -100,7 +101,6 @@ class Rates:
         decode_first: tokens a second in the first quarter of a long answer; `decode_sustained` in
             the last.
         peak: resident memory at most; `anonymous` and `mapped` are held at the end.
-        bandwidth: bytes a second that so many threads were seen to read there.
         prepacked: whether weights were mapped as the kernels want them.
     """
 
@@ -114,7 +114,6 @@ class Rates:
     anonymous: Bytes
     mapped: Bytes
     anonymous_before: Bytes
-    bandwidth: Hertz
     threads: int
     prepacked: bool
     machine: str
@@ -131,7 +130,8 @@ class BenchedModel:
 
     Attributes:
         bytes_per_token: what decoding one token reads.
-        bound: tokens a second at the bandwidth that was measured there.
+        bandwidth: bytes a second that its threads were seen to read there, in another process.
+        memory_trial: what became of a limit that the device kept.
         energy_floor: joules a token that DRAM takes at least; a modelled bound.
     """
 
@@ -140,17 +140,20 @@ class BenchedModel:
     energy_floor: Joules
     rates: Rates | None = None
     error: str = ""
+    memory_trial: MemoryTrial | None = None
+    bandwidth: Hertz | None = None
 
     @property
-    def bound(self) -> Hertz:
-        return Hertz(self.rates.bandwidth / self.bytes_per_token if self.rates else 0.0)
+    def bound(self) -> Hertz | None:
+        """Tokens a second at the bandwidth that was measured there."""
+        return None if self.bandwidth is None else Hertz(self.bandwidth / self.bytes_per_token)
 
     @property
-    def share(self) -> float:
+    def share(self) -> float | None:
         """Of the bound that was reached."""
-        return self.rates.decode / self.bound if self.rates else 0.0
+        return self.rates.decode / self.bound if self.rates and self.bound else None
 
     @property
     def is_impossible(self) -> bool:
         """Whether the rate beats the memory: then one of both was not measured right."""
-        return self.share > 1.0
+        return self.share is not None and self.share > 1.0

@@ -130,8 +130,17 @@ def test_rates_are_measured_with_their_bound(bundle: Path) -> None:
     assert found.rates is not None
     assert [row.test for row in found.rates.rows] == ["pp16", "pp32", "tg8"]
     assert found.rates.decode > 0
-    assert found.bound == found.rates.bandwidth / found.bytes_per_token
+    assert found.bandwidth is not None
+    assert found.bound == found.bandwidth / found.bytes_per_token
     assert found.is_impossible == (found.rates.decode > found.bound)
+
+
+def test_a_device_with_too_little_memory_kills_it_and_says_so(bundle: Path) -> None:
+    with catalog.device("twin:30MB") as device:
+        found = bench_model(bundle, "small", device, Lengths((16,), 8, 1), None)
+    if "not enforced" in found.error.lower() or found.rates:
+        pytest.skip("no cgroup keeps a limit here")
+    assert "the kernel killed it at the limit of 30 MB" in found.error
 
 
 def test_bench_refuses_more_tokens_than_are_remembered(bundle: Path) -> None:
