@@ -8,6 +8,9 @@ from edgebuild.vocabulary.offer import Choice
 
 # Few lengths, so that what was trained once is found again.
 STEPS = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)
+# After fewer steps than this, large networks told nothing: their scores were still falling. A first
+# training is as long if there is time for it at all.
+TELLING = 200
 # What a step takes beside the student, as a share of one with the whole network: mostly the
 # teacher's pass forward, which is spared where its answers are known.
 TEACHER = 0.15
@@ -39,7 +42,8 @@ class Training:
 
         `work` is what it computes, as a share of the whole network.
         """
-        return self._steps(self.first, work)
+        telling = min(TELLING, self._steps(self.most, work))
+        return max(self._steps(self.first, work), telling)
 
     def most_steps(self, work: float) -> int:
         """How many steps there is time for, for one network."""

@@ -125,7 +125,7 @@ def test_what_is_on_the_frontier_is_trained_longer(menus: dict[str, Menu]) -> No
 
 
 def test_what_lost_nothing_but_answers_otherwise_is_trained_longer(menus: dict[str, Menu]) -> None:
-    shape = (*SHAPE, (NETWORK, TRAINING.choice(100)))
+    shape = (*SHAPE, (NETWORK, TRAINING.choice(200)))
 
     def longest(divergence: float) -> int:
         trial = tried(1.0, 1e-6, divergence=divergence)
@@ -133,8 +133,8 @@ def test_what_lost_nothing_but_answers_otherwise_is_trained_longer(menus: dict[s
         own = [one for one in proposals if set(SHAPE) < set(one.reshaped)]
         return max(map(steps_of, own), default=0)
 
-    assert longest(0.02) > 100
-    assert longest(0.0) <= 100
+    assert longest(0.02) > 200
+    assert longest(0.0) <= 200
 
 
 def test_where_something_is_wished_the_nearest_student_is_tried(menus: dict[str, Menu]) -> None:
@@ -194,3 +194,11 @@ def test_a_changed_part_is_priced_against_leaving_it_as_it_was() -> None:
     )
     assert changed.better == "as it was"
     assert changed.costs == pytest.approx(spared)
+
+
+def test_a_first_training_is_long_enough_to_tell_something_where_there_is_time() -> None:
+    hurried = Training(first=10.0, most=30.0, step=0.3)
+    patient = Training(first=10.0, most=300.0, step=0.3)
+    assert hurried.first_steps(1.0) == 100
+    assert patient.first_steps(1.0) == 200
+    assert patient.most_steps(1.0) == 800
