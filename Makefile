@@ -8,8 +8,9 @@ INSTALLED := .venv/installed
 demo: $(INSTALLED)
 	$(BIN)/edgebuild build benchmarks/solar_cells.py -t robot-raspberry-pi-5 -o dist/solar-cells
 
+# Each worker computes on one core: threads of two workers would only wait for each other.
 test: $(INSTALLED)
-	$(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 # Fetches an sshd and an adbd of their own first; `make test` then runs these tests as well.
 test-devices: $(INSTALLED)

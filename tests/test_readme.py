@@ -89,7 +89,7 @@ def test_every_option_that_the_readme_names_exists() -> None:
             text=True,
             check=True,
         ).stdout
-        for command in ("build", "bench", "verify", "native", "plan", "convert")
+        for command in ("build", "bench", "verify", "native", "plan", "convert", "distill-data")
     )
     for option in set(re.findall(r"--[a-z][a-z-]+", README)):
         assert option in told, option
