@@ -212,15 +212,20 @@ def load_bundle(folder: Path) -> Bundle:
             "Give the folder that `edgebuild build -o` wrote"
         ) from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = "".join(f"{part}: " for part in first["loc"])
-        raise InvalidBundle(
-            f"{path} is damaged or from another version of edgebuild: {place}{first['msg']}"
-        ) from None
+        raise damaged(path, error) from None
     _refuse_paths_outside(folder, manifest)
     if manifest.schema != SCHEMA:
         raise InvalidBundle(f"{path} has schema {manifest.schema}; this edgebuild reads {SCHEMA}")
     return Bundle(folder, manifest)
+
+
+def damaged(path: Path, error: ValidationError) -> InvalidBundle:
+    """A manifest that is not of its form, with the first place where it is not."""
+    first = error.errors(include_url=False)[0]
+    place = "".join(f"{part}: " for part in first["loc"])
+    return InvalidBundle(
+        f"{path} is damaged or from another version of edgebuild: {place}{first['msg']}"
+    )
 
 
 def _refuse_paths_outside(folder: Path, manifest: Manifest) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgebuild.bundles._loader import run_loader
 from edgebuild.bundles.manifest import FILE, Bundle
@@ -32,7 +34,7 @@ def verify(bundle: Bundle, device: Device) -> Verification:
         InvalidBundle: a missing, changed or added file, or other outputs.
         DeviceError: the runtime is missing or cannot load the model.
     """
-    _refuse_changed_files(bundle)
+    refuse_changed_files(bundle.path, bundle.manifest.files, _files(bundle.path))
     done = run_loader(bundle, device, "check", deadline=DEADLINE)
     # Python itself ends with 1 where run.py fails in a way that it did not foresee.
     if done.returncode not in (0, 1) or not done.stdout.strip():
@@ -48,18 +50,25 @@ def verify(bundle: Bundle, device: Device) -> Verification:
     )
 
 
-def _refuse_changed_files(bundle: Bundle) -> None:
-    known = bundle.manifest.files
+def refuse_changed_files(folder: Path, known: Mapping[str, str], present: Iterable[str]) -> None:
+    """Compares the files that are there with the hashes of those that were built.
+
+    Raises:
+        InvalidBundle: a missing, changed or added file.
+    """
     for name, digest in known.items():
-        path = bundle.path / name
+        path = folder / name
         if not path.is_file():
-            raise InvalidBundle(f"{bundle.path}: {name} is missing: build it again")
+            raise InvalidBundle(f"{folder}: {name} is missing: build it again")
         if file_digest(path) != digest:
-            raise InvalidBundle(f"{bundle.path}: {name} was changed since it was built")
-    present = {
-        path.relative_to(bundle.path).as_posix()
-        for path in bundle.path.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    if added := sorted(present - set(known) - {FILE}):
-        raise InvalidBundle(f"{bundle.path}: {added[0]} is not part of the bundle")
+            raise InvalidBundle(f"{folder}: {name} was changed since it was built")
+    if added := sorted(set(present) - set(known)):
+        raise InvalidBundle(f"{folder}: {added[0]} is not part of the bundle")
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """All but the manifest, and what Python leaves beside a loader that was run."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and "__pycache__" not in path.parts and name != FILE:
+            yield name

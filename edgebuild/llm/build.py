@@ -54,14 +54,12 @@ class Wanted:
         weights: a precision; the most precise that fits unless given.
         limit: bytes of the file, within which every matrix gets its own bits.
         text: what to calibrate and to prove with.
-        search: whether scales are searched for without a text, too.
     """
 
     context: int = 4096
     weights: Mix | None = None
     limit: Bytes | None = None
     text: Path | None = None
-    search: bool = False
 
 
 def build_model(
@@ -94,8 +92,7 @@ def build_model(
             else Importances(source)
         )
         layouts = _layouts(forward, option, wanted, importances, text, progress)
-        is_searched = wanted.search or seen is not None
-        done = convert(source, out, layouts, progress, importances if is_searched else None)
+        done = convert(source, out, layouts, progress, importances if seen else None)
         for file in scratch.glob("*.json"):
             shutil.copyfile(file, out / file.name)
     context = option.context
@@ -117,7 +114,7 @@ def build_model(
             context=context,
             cache=option.cache,
             layouts=Counter(str(entry.layout) for entry in done.index.entries),
-            scales=text.name if text else "norms" if is_searched else "extremes",
+            scales=text.name if text and seen else "extremes",
             weights_bytes=Bytes(done.index.size),
             read_bytes=_read(done.index),
             option=option,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -11,9 +10,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from edgebuild.bundles.manifest import damaged
+from edgebuild.bundles.pack import file_digest
+from edgebuild.bundles.verify import refuse_changed_files
 from edgebuild.generate import PREPACKED
-from edgebuild.llm.convert import JOURNAL, hash_of
-from edgebuild.llm.store import DATA, load_index
+from edgebuild.llm.journal import JOURNAL
+from edgebuild.llm.store import DATA, hash_of, load_index
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import InvalidBundle
 from edgebuild.vocabulary.language_model import SCHEMA, LanguageModel
@@ -44,11 +46,7 @@ def load_model(folder: Path) -> LanguageModel:
     except OSError:
         raise InvalidBundle(f"{folder} is no language model's bundle: it has no {FILE}") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = "".join(f"{part}: " for part in first["loc"])
-        raise InvalidBundle(
-            f"{file} is damaged or from another version of edgebuild: {place}{first['msg']}"
-        ) from None
+        raise damaged(file, error) from None
     if model.schema != SCHEMA:
         raise InvalidBundle(f"{file} has schema {model.schema}; this edgebuild reads {SCHEMA}")
     return model
@@ -56,7 +54,7 @@ def load_model(folder: Path) -> LanguageModel:
 
 def write_model(folder: Path, model: LanguageModel) -> LanguageModel:
     """Adds the hashes of all files, and writes the manifest last."""
-    model = replace(model, files={path: _digest(folder / path) for path in _files(folder)})
+    model = replace(model, files={path: file_digest(folder / path) for path in _files(folder)})
     part = folder / f"{FILE}.part"
     part.write_bytes(_FORM.dump_json(model, indent=1))
     os.replace(part, folder / FILE)
@@ -75,14 +73,7 @@ def verify_model(folder: Path, progress: Progress) -> int:
         InvalidBundle: one that is missing, changed or added.
     """
     known = load_model(folder).files
-    present = set(_files(folder))
-    for path, digest in known.items():
-        if path not in present:
-            raise InvalidBundle(f"{folder}: {path} is missing: build it again")
-        if _digest(folder / path) != digest:
-            raise InvalidBundle(f"{folder}: {path} was changed since it was built")
-    if added := sorted(present - set(known)):
-        raise InvalidBundle(f"{folder}: {added[0]} is not part of the bundle")
+    refuse_changed_files(folder, known, _files(folder))
     entries = load_index(folder).entries
     try:
         data = os.open(folder / DATA, os.O_RDONLY)
@@ -105,8 +96,3 @@ def _files(folder: Path) -> Iterator[str]:
         is_apart = name.parts[0] in (PREPACKED, "__pycache__") or str(name) in APART
         if path.is_file() and not is_apart:
             yield name.as_posix()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import shutil
 import time
@@ -26,7 +27,7 @@ from edgebuild.cache import digest
 from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.checkpoint import FLOAT_METHODS, PACKED_METHODS, Checkpoint, StoredTensor
 from edgebuild.llm.importance import Importances
-from edgebuild.llm.journal import Journal
+from edgebuild.llm.journal import JOURNAL, Journal
 from edgebuild.llm.mix import Layouts
 from edgebuild.llm.quantize import Packed, quantize
 from edgebuild.llm.repack import Packing, Repacked, is_packed, packed_bytes, packing_of, repacked
@@ -40,6 +41,7 @@ from edgebuild.llm.store import (
     Piece,
     dump_index,
     end_of,
+    hash_of,
     lay_out,
 )
 from edgebuild.vocabulary.contracts import Progress, Step
@@ -52,7 +54,6 @@ CHUNK = 2**19
 PACKED_CHUNK = 2**22
 # How many bytes a step of progress stands for.
 STEP = 16_000_000
-JOURNAL = "journal.jsonl"
 # What a runtime needs beside the weights, copied as it is where it is there.
 BESIDE = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json")
 
@@ -225,19 +226,6 @@ def _with_hashes(pieces: Sequence[Piece], hashes: Sequence[str]) -> tuple[Piece,
     return tuple(replace(p, sha256=sha) for p, sha in zip(pieces, hashes, strict=True))
 
 
-def hash_of(data: int, piece: Piece) -> str:
-    """The SHA-256 of an array in an open data file."""
-    found, at, end = hashlib.sha256(), piece.offset, piece.offset + piece.length
-    while at < end:
-        read = os.pread(data, min(STEP, end - at), at)
-        if not read:
-            break
-        found.update(read)
-        at += len(read)
-    os.posix_fadvise(data, piece.offset, piece.length, os.POSIX_FADV_DONTNEED)
-    return found.hexdigest()
-
-
 def _publish(index: Index, checkpoint: Path, out: Path) -> None:
     """The index last, whole or not at all: a folder that has it is finished."""
     for pattern in BESIDE:
@@ -283,14 +271,9 @@ def _rounded_arrays(
 
 
 def _chunks(rows: Rows, meter: _Meter) -> Iterator[tuple[int, Floats]]:
-    count, inputs = rows.shape
-    step = max(1, CHUNK // inputs)
-    buffer = np.empty((min(step, count), inputs), np.float32)
-    for first in range(0, count, step):
-        chunk = buffer[: min(step, count - first)]
-        rows.read(first, chunk)
+    for first, chunk in rows.chunks(CHUNK):
         yield first, chunk
-        meter.advance(chunk.size * rows.tensor.length // (count * inputs))
+        meter.advance(chunk.size * rows.tensor.length // math.prod(rows.shape))
 
 
 def _arrays(

@@ -16,10 +16,10 @@ from scipy.special import erf
 
 from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.checkpoint import Checkpoint
-from edgebuild.llm.config import EMBEDDING, HEAD, LAST_NORM
+from edgebuild.llm.config import EMBEDDING, LAST_NORM
 from edgebuild.llm.network import Activation, Network
 from edgebuild.llm.quantize import dequantize, quantize
-from edgebuild.llm.rows import Rows, open_rows, read_vector
+from edgebuild.llm.rows import open_rows, read_vector
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.weight_format import WeightFormat
 
@@ -78,14 +78,12 @@ class Forward:
                     states[some] = self._layer(layer, states[some], watch)
                 bar.advance()
         normed = self._normed(LAST_NORM, states)
-        name = EMBEDDING if self.network.decoder.is_tied else HEAD
-        watch.multiplied(name, normed.reshape(-1, normed.shape[-1]))
+        watch.multiplied(f"{self.network.head_matrix}.weight", normed.reshape(-1, normed.shape[-1]))
         return normed
 
     def logits(self, states: Floats) -> Floats:
         """[tokens, vocabulary], of states [tokens, hidden]."""
-        name = EMBEDDING if self.network.decoder.is_tied else HEAD
-        return _capped(self._times(name.removesuffix(".weight"), states), self.network.logit_cap)
+        return _capped(self._times(self.network.head_matrix, states), self.network.logit_cap)
 
     # ---- one layer
 
@@ -95,7 +93,8 @@ class Forward:
         found = np.empty((len(wanted), self.network.decoder.hidden), np.float32)
         with open_rows(EMBEDDING, self.checkpoint.tensors) as rows:
             for at, token in enumerate(wanted):
-                self._read(EMBEDDING, rows, int(token), found[at : at + 1])
+                rows.read(int(token), found[at : at + 1])
+        self._round(EMBEDDING, found)
         scaled = found * np.float32(self.network.embedding_scale)
         return scaled[places.reshape(sequences.shape)]
 
@@ -164,22 +163,18 @@ class Forward:
         if watch:
             watch.multiplied(f"{name}.weight", flat)
         with open_rows(f"{name}.weight", self.checkpoint.tensors) as rows:
-            count, width = rows.shape
+            count = rows.shape[0]
             found = np.empty((len(flat), count), np.float32)
-            step = max(1, CHUNK // width)
-            buffer = np.empty((min(step, count), width), np.float32)
-            for first in range(0, count, step):
-                some = buffer[: min(step, count - first)]
-                self._read(f"{name}.weight", rows, first, some)
+            for first, some in rows.chunks(CHUNK):
+                self._round(f"{name}.weight", some)
                 np.matmul(flat, some.T, out=found[:, first : first + len(some)])
         if self.network.has(f"{name}.bias"):
             found += read_vector(f"{name}.bias", self.checkpoint.tensors)
         return found.reshape(*inputs.shape[:-1], count)
 
-    def _read(self, name: str, rows: Rows, first: int, out: Floats) -> None:
-        rows.read(first, out)
+    def _round(self, name: str, rows: Floats) -> None:
         if layout := self.rounded.get(name):
-            out[...] = dequantize(quantize(out, layout), layout, out.shape[1])
+            rows[...] = dequantize(quantize(rows, layout), layout, rows.shape[1])
 
 
 def sequences_of(tokens: Sequence[int], length: int, count: int, first: int | None) -> Tokens:
@@ -191,15 +186,21 @@ def sequences_of(tokens: Sequence[int], length: int, count: int, first: int | No
     return np.array([[*begun, *tokens[at : at + own]] for at in starts], np.int64)
 
 
-def in_chunks(sequence: Tokens, size: int) -> Iterator[slice]:
-    for first in range(0, len(sequence), size):
-        yield slice(first, min(first + size, len(sequence)))
+def in_chunks(count: int, size: int) -> Iterator[slice]:
+    for first in range(0, count, size):
+        yield slice(first, min(first + size, count))
 
 
 def log_softmax(logits: Floats) -> Floats:
     """Over the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     found: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found
+
+
+def divergence(wanted: Floats, got: Floats) -> Floats:
+    """Nats of KL of each token, from logarithms of probabilities [tokens, vocabulary]."""
+    found: Floats = np.sum(np.exp(wanted) * (wanted - got), axis=-1)
     return found
 
 

@@ -17,8 +17,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edgebuild.generate import CONTEXT_KEY
 from edgebuild.llm._kernels_numpy import Floats
-from edgebuild.llm.config import EMBEDDING, HEAD, LAST_NORM
+from edgebuild.llm.config import EMBEDDING, LAST_NORM
 from edgebuild.llm.network import Activation, Network
 from edgebuild.llm.store import DATA, Entry, Index, Piece
 
@@ -28,7 +29,6 @@ OPSET, IR = 21, 10
 MICROSOFT = "com.microsoft"
 # Activations in eight bits where the kernel has such a path: the one that is fast on CPUs.
 ACCURACY_LEVEL = 4
-CONTEXT_KEY = "edgebuild.context"
 TYPES = {
     "uint8": TensorProto.UINT8,
     "float16": TensorProto.FLOAT16,
@@ -238,8 +238,7 @@ class _Builder:
         if logits is Logits.LAST:
             stream, added = self._last(stream), self._last(added)
         normed, _ = self._normed(LAST_NORM, stream, added)
-        is_tied = self.network.decoder.is_tied
-        out = self._times((EMBEDDING if is_tied else HEAD).removesuffix(".weight"), normed)
+        out = self._times(self.network.head_matrix, normed)
         if cap := self.network.logit_cap:
             limit = self._constant("logit_cap", np.float32(cap))
             bent = self._node("Tanh", [self._node("Div", [out, limit])])

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+JOURNAL = "journal.jsonl"
+
 
 @dataclass(frozen=True)
 class Journal:

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.checkpoint import Checkpoint
-from edgebuild.llm.config import FAMILIES, Settings, completed, kind_of
+from edgebuild.llm.config import EMBEDDING, FAMILIES, HEAD, Settings, completed, kind_of
 from edgebuild.vocabulary.decoder import Decoder
 from edgebuild.vocabulary.errors import InvalidCheckpoint, NotExportable
 
@@ -107,6 +107,11 @@ class Network:
     def layers(self) -> range:
         return range(self.decoder.layers)
 
+    @property
+    def head_matrix(self) -> str:
+        """What gives the logits: named as all matrices are, without its ending."""
+        return (EMBEDDING if self.decoder.is_tied else HEAD).removesuffix(".weight")
+
     def has(self, name: str) -> bool:
         """Whether there is such a tensor: biases and norms of heads are not in all families."""
         return name in self.tensors
@@ -143,7 +148,6 @@ class _Reader:
         head = shapes["q_proj"].outputs // heads
         scalar = self._number("query_pre_attn_scalar", GEMMA_SCALAR) if self._has_caps else head
         family = FAMILIES[self.kind]
-        norms = [each.removesuffix("norm") for each in family.further_norms]
         caps = GEMMA_2_CAPS if self.kind == "gemma2" else {}
         windows = tuple(self._windows(decoder.layers))
         return Network(
@@ -160,8 +164,8 @@ class _Reader:
             rotations=tuple(self._rotation(window is not None) for window in windows),
             windows=windows,
             before_feed=family.feed_norm,
-            after_attention="post_attention_layernorm" if norms else "",
-            after_feed="post_feedforward_layernorm" if norms else "",
+            after_attention="post_attention_layernorm" if family.further_norms else "",
+            after_feed="post_feedforward_layernorm" if family.further_norms else "",
             tensors=frozenset(name for each in decoder.weights for name, _ in each.names()),
         )
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgebuild.generate import CHUNK, Decoder
+from edgebuild.generate import CHUNK, Decoder, continued
 from edgebuild.llm._kernels_numpy import Floats
-from edgebuild.llm.forward import Forward, Tokens, in_chunks, log_softmax
+from edgebuild.llm.forward import Forward, Tokens, divergence, in_chunks, log_softmax
 from edgebuild.llm.graph import CacheFormat, Logits, decoder_graph, write_graph
 from edgebuild.llm.store import Index
 from edgebuild.vocabulary.contracts import Progress
@@ -66,7 +66,9 @@ def compare(
         for sequence, own in zip(sequences, states, strict=True):
             found += _compared(decoder, forward, sequence, own)
             bar.advance()
-    answer = _answer(decoder, sequences[0][: len(sequences[0]) // 2])
+    decoder.forget()
+    prompt = sequences[0][: len(sequences[0]) // 2].tolist()
+    answer = continued(decoder, prompt, ANSWER)
     return _summed(text, np.concatenate(found), answer)
 
 
@@ -75,7 +77,7 @@ def _compared(
 ) -> Iterator[Floats]:
     """Of each token: divergence, agreement, and both surprises by the token that came."""
     decoder.forget()
-    for some in in_chunks(sequence, CHUNK):
+    for some in in_chunks(len(sequence), CHUNK):
         wanted = log_softmax(forward.logits(states[some]))
         got = log_softmax(decoder.read(sequence[some].tolist()).astype(np.float32))
         coming = sequence[some.start + 1 : some.stop + 1]
@@ -83,19 +85,9 @@ def _compared(
         surprises = np.full((2, len(wanted)), np.nan, np.float32)
         for row, expected in zip(surprises, (wanted, got), strict=True):
             row[: len(coming)] = -expected[places, coming]
-        kl = np.sum(np.exp(wanted) * (wanted - got), axis=-1)
+        kl = divergence(wanted, got)
         agrees = wanted.argmax(axis=-1) == got.argmax(axis=-1)
         yield np.stack([kl, agrees, *surprises], axis=1)
-
-
-def _answer(decoder: Decoder, prompt: Tokens) -> tuple[int, ...]:
-    decoder.forget()
-    logits = decoder.read(prompt.tolist())
-    found: list[int] = []
-    while len(found) < ANSWER:
-        found.append(int(logits[-1].argmax()))
-        logits = decoder.read(found[-1:])
-    return tuple(found)
 
 
 def _summed(text: str, tokens: Floats, answer: Sequence[int]) -> Proof:

@@ -55,6 +55,19 @@ class Rows:
         if self.tensor.offset_by:
             out += np.float32(self.tensor.offset_by)
 
+    def chunks(self, weights: int) -> Iterator[tuple[int, Floats]]:
+        """All rows, some at a time: the number of the first, and about so many weights.
+
+        The array is the next chunk's, too.
+        """
+        count, inputs = self.shape
+        step = max(1, weights // inputs)
+        buffer = np.empty((min(step, count), inputs), np.float32)
+        for first in range(0, count, step):
+            chunk = buffer[: min(step, count - first)]
+            self.read(first, chunk)
+            yield first, chunk
+
     def _read_as_stored(self, first: int, out: Floats) -> None:
         pitch = out.shape[1] * self.tensor.length // math.prod(self.tensor.shape)
         length = len(out) * pitch

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebuild.llm._kernels_numpy import Floats
-from edgebuild.llm.forward import Forward, Tokens, log_softmax
+from edgebuild.llm.forward import Forward, Tokens, divergence, in_chunks, log_softmax
 from edgebuild.llm.mixed import Site
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.silence import Silence
@@ -47,7 +47,7 @@ def sensitivities(
     with progress.step("see what errors cost", len(groups)) as bar:
         for group in groups.values():
             losses = [
-                each.loss for site in group for each in site.roundings if _is_coarse(each.layout)
+                each.loss for site in group for each in site.roundings if each.layout == COARSE
             ]
             if losses:
                 names = [name for site in group for name in site.names]
@@ -61,10 +61,6 @@ def sensitivities(
     return {name: found.get(name, usual) for site in sites for name in site.names}
 
 
-def _is_coarse(layout: WeightFormat) -> bool:
-    return layout == COARSE
-
-
 def _group(name: str, layers: int) -> tuple[str, int]:
     """Its kind and the stretch of depth that it lies in."""
     match = _LAYER.fullmatch(name)
@@ -75,14 +71,14 @@ def _logarithms(forward: Forward, sequences: Tokens) -> Iterator[Floats]:
     """Logarithms of the probabilities of all tokens, some at a time: [some, vocabulary]."""
     states = forward.states(sequences, Silence())
     flat = states.reshape(-1, states.shape[-1])
-    for first in range(0, len(flat), CHUNK):
-        yield log_softmax(forward.logits(flat[first : first + CHUNK]))
+    for some in in_chunks(len(flat), CHUNK):
+        yield log_softmax(forward.logits(flat[some]))
 
 
 def _divergence(wanted: Iterable[NDArray[np.float16]], got: Iterable[Floats]) -> float:
     """Nats a token."""
     each = [
-        np.sum(np.exp(expected.astype(np.float32)) * (expected - found), axis=-1)
+        divergence(expected.astype(np.float32), found)
         for expected, found in zip(wanted, got, strict=True)
     ]
     return float(np.concatenate(each).mean(dtype=np.float64))

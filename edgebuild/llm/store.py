@@ -6,7 +6,9 @@ mapped. The index names each with its place, type, shape and hash.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +24,8 @@ from edgebuild.vocabulary.weight_format import WeightFormat
 DATA = "weights.data"
 SCHEMA = 1
 PAGE = 4096
+# Bytes that are hashed at once.
+AT_ONCE = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,19 @@ def lay_out(decoder: Decoder, layouts: Layouts) -> tuple[Entry, ...]:
 
 def end_of(entries: Iterable[Entry]) -> int:
     return max((piece.offset + piece.length for e in entries for piece in e.pieces), default=0)
+
+
+def hash_of(data: int, piece: Piece) -> str:
+    """The SHA-256 of an array in an open data file."""
+    found, at, end = hashlib.sha256(), piece.offset, piece.offset + piece.length
+    while at < end:
+        read = os.pread(data, min(AT_ONCE, end - at), at)
+        if not read:
+            break
+        found.update(read)
+        at += len(read)
+    os.posix_fadvise(data, piece.offset, piece.length, os.POSIX_FADV_DONTNEED)
+    return found.hexdigest()
 
 
 def _refuse_broken_rows(weights: Weights, layout: WeightFormat) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgebuild.llm.checkpoint import Checkpoint
-from edgebuild.llm.config import Settings
+from edgebuild.llm.config import Settings, read_settings
 from edgebuild.llm.forward import Tokens, sequences_of
 from edgebuild.vocabulary.errors import InputError, InvalidCheckpoint, MissingPackage, first_line
 
@@ -152,13 +152,7 @@ def read_text(file: Path, tokenizer: Tokenizer | None, source: Path, context: in
 
 
 def _settings(file: Path) -> Settings:
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise InvalidCheckpoint(f"{file} cannot be read: {first_line(problem)}") from None
-    return found if isinstance(found, dict) else {}
+    return read_settings(file) if file.is_file() else {}
 
 
 def _content(token: object) -> object:

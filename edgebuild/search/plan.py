@@ -23,7 +23,7 @@ from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, activati
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.units import Bytes, Seconds
 
-# Losses are not known to a percent, so no better solution is worth waiting for.
+# Losses are known to no such share, so no better solution is worth waiting for.
 GAP = 0.05
 # Seconds for a plan; where none is found in these, it may take longer once.
 TIME_LIMIT, PATIENCE = 6.0, 20.0

@@ -46,7 +46,7 @@ class LanguageModel:
     Attributes:
         source: the checkpoint's name; `dtypes` are the types that its tensors were stored in.
         layouts: how many tensors are stored in each format.
-        scales: what scales were chosen by: extremes, norms, or a text.
+        scales: what scales were chosen by: extremes, or a text.
         read_bytes: what one token reads of the weights.
         option: what was planned for the target, by arithmetic.
         proof: None where nothing could be compared, and `unproven` says why.
