@@ -19,6 +19,7 @@ import pytest
 from conftest import Workshop, write_manifest
 
 from edgebuild import runner
+from edgebuild.runtimes import _onnxruntime_profile
 from edgebuild.vocabulary.precision import Precision
 
 ENVIRONMENTS = {
@@ -333,6 +334,31 @@ def test_doubles_are_taken_for_the_models_floats(bundle: Bundle) -> None:
     for index, array in enumerate((IMAGE, SENSORS)):
         np.save(bundle.folder / f"mine-{index}.npy", array.astype(np.float64))
     answer(bundle.run(HERE, "predict", "mine-0.npy", "mine-1.npy"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_needed"),
+    [
+        ("avx2 avx512f avx512_vnni", False),
+        ("avx2 avx_vnni", False),
+        ("avx2 avx512f", True),
+        (None, True),
+    ],
+)
+def test_slow_kernels_are_asked_for_only_where_fast_ones_saturate(
+    flags: str | None, is_needed: bool, tmp_path: Path
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    if flags is not None:
+        cpuinfo.write_text(f"model name\t: some\nflags\t\t: {flags}\nbugs\t: avx_vnni\n")
+    settings = {runner.WITHOUT_VNNI: "1", "other": "2"}
+    expected = settings if is_needed else {"other": "2"}
+    assert runner.session_settings(settings, str(cpuinfo)) == expected
+
+
+def test_the_profile_of_kernels_is_told_what_the_runner_is() -> None:
+    settings = {runner.WITHOUT_VNNI: "1", "other": "2"}
+    assert _onnxruntime_profile._session_settings(settings) == runner.session_settings(settings)
 
 
 def test_it_is_written_in_the_syntax_of_python_3_8() -> None:

@@ -317,8 +317,8 @@ def _settings(candidate: Candidate, static: StaticLayers) -> dict[str, str]:
     """What onnxruntime must be told, so that integers do not overflow and float layers stay float.
 
     Without VNNI, x86 multiplies unsigned activations by signed weights in sixteen bits that
-    saturate; told so, it takes slower kernels that do not. Other CPUs take no notice. Signed
-    activations have no such kernels, and need none.
+    saturate; told so, it takes slower kernels that do not. On a CPU with VNNI the loaders leave
+    that out: there it would only be slow. Signed activations have no such kernels, and need none.
     """
     has_signed = bool(static.nodes) and is_signed(candidate)
     has_integers = any(precision.is_integer for precision in candidate.recipe.precisions.values())
