@@ -13,13 +13,14 @@ from edgebuild.cache import Cache
 from edgebuild.inputs.calibration_file import write_calibrated
 from edgebuild.inputs.target_file import load_target, profile_text
 from edgebuild.search import probe as probing
-from edgebuild.search.probe import ProbeNetwork, probe
+from edgebuild.search.probe import ProbeNetwork, probe, undisturbed
 from edgebuild.search.probe_blocks import image_blocks, tiny_blocks, token_blocks
-from edgebuild.vocabulary.calibration import Load, ProfileEffort
+from edgebuild.vocabulary.artifact import KernelWork
+from edgebuild.vocabulary.calibration import KernelSample, Load, NetworkSample, ProfileEffort
 from edgebuild.vocabulary.errors import InputError, InvalidDestination
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.silence import Silence
-from edgebuild.vocabulary.units import Bytes
+from edgebuild.vocabulary.units import Bytes, Seconds
 
 FEW = (ProbeNetwork("tiny", lambda draw: tiny_blocks(draw, 3), (Precision.FP32,)),)
 
@@ -46,6 +47,36 @@ def test_every_kernel_of_both_runtimes_is_timed_with_its_work(tmp_path: Path) ->
         assert {"convolution 1x1 fp32", "depthwise fp32", "linear fp32"} <= kinds
     write_calibrated(profile_text("host"), tmp_path / "mine.toml", found)
     assert load_target(tmp_path / "mine.toml").calibration == found
+
+
+def test_of_several_turns_the_fastest_of_each_kernel_counts() -> None:
+    first, second = _turn((3e-6, 1e-6), 9e-6), _turn((2e-6, 4e-6), 8e-6)
+    found = undisturbed([first, second])
+    assert [kernel.hot for kernel in found.kernels] == [2e-6, 1e-6]
+    assert [kernel.cold for kernel in found.kernels] == [4e-6, 2e-6]
+    assert found.seconds == 8e-6
+
+
+def test_kernels_of_another_order_are_not_mixed_up() -> None:
+    first, second = _turn((3e-6, 1e-6), 9e-6), _turn((2e-6, 4e-6), 8e-6)
+    turned = replace(second, kernels=second.kernels[::-1])
+    found = undisturbed([first, turned])
+    assert found.kernels == first.kernels
+    assert found.seconds == 8e-6
+
+
+def _turn(hot: tuple[float, float], seconds: float) -> NetworkSample:
+    """Two kernels of different work, twice as slow when they are cold."""
+    kernels = tuple(
+        KernelSample(
+            f"kernel-{number}",
+            KernelWork("linear", "fp32", 16, Bytes(64), Bytes(16), Bytes(16), 4, 4 + number),
+            Seconds(one),
+            Seconds(2 * one),
+        )
+        for number, one in enumerate(hot)
+    )
+    return NetworkSample("two", kernels, Load(2, Bytes(8)), Seconds(seconds))
 
 
 def test_the_same_seed_draws_the_same_blocks() -> None:
