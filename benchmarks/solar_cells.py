@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 
 from edgebuild import Workload
 
-SIZE = 144
+# 144 pixels would take two thirds more work, for one point of score.
+SIZE = 112
 SEED = 0
 PENALTIES = (0.01, 0.03, 0.1, 0.3)
 NOTICES = {

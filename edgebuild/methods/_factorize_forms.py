@@ -15,10 +15,15 @@ import torch
 from torch import Tensor
 
 from edgebuild.vocabulary.offer import LayerShape, macs, output_extent, weights
+from edgebuild.vocabulary.precision import LayerKind
 
 # What is added to the diagonal of a moment, as a share of its mean: directions that the samples
 # hardly show still count a little.
 RIDGE = 1e-3
+# The same for kernels, as little as the solver needs.
+UNREAD = 1e-9
+# How often kernels and what mixes them take turns to be fitted.
+TURNS = 3
 # How finely the ranks of a core divide the layer's widths.
 STEPS = 64
 
@@ -235,6 +240,61 @@ class Tucker:
 
 
 @dataclass(frozen=True)
+class Separable:
+    """A convolution as a depthwise one, a kernel a channel, and a 1×1 one that mixes these.
+
+    Guo et al., Network Decoupling, arXiv 1808.05517, of rank one. Given the kernels the mixing is
+    the best there is, and given the mixing the kernels are: they take turns.
+    """
+
+    @property
+    def option(self) -> str:
+        return "separable"
+
+    @classmethod
+    def sizes(cls, layer: LayerShape, multiple: int) -> list[Form]:
+        return [cls()] if cls.suits(layer) else []
+
+    @staticmethod
+    def suits(layer: LayerShape) -> bool:
+        is_kernel = len(layer.kernel) == 2 and max(layer.kernel) > 1
+        return layer.groups == 1 and layer.inputs > 1 and is_kernel
+
+    def within(self, layer: LayerShape) -> Separable:
+        return self
+
+    def thinner(self) -> Separable:
+        return self
+
+    def shapes(self, layer: LayerShape) -> tuple[LayerShape, ...]:
+        kernels = replace(
+            layer, kind=LayerKind.DEPTHWISE, outputs=layer.inputs, groups=layer.inputs
+        )
+        return kernels, _pointwise(layer, layer.inputs, output_extent(layer))
+
+    def factors(self, weight: Tensor, moment: Tensor) -> tuple[Tensor, ...]:
+        _, inputs, high, wide = weight.shape
+        matrix = weight.flatten(1)
+
+        def fitted(metric: Tensor) -> Fit:
+            apart = metric.reshape(inputs, high * wide, inputs, high * wide)
+            own = torch.einsum("apaq->apq", apart)
+            each = zip(weight.flatten(2).unbind(1), own, strict=True)
+            kernels = torch.cat([low_rank(one, seen, 1)[1] for one, seen in each])
+            mixing = regression(matrix, metric, torch.block_diag(*kernels[:, None]))
+            for _ in range(TURNS):
+                kernels = _kernels(matrix, apart, mixing)
+                # One scale serves all channels when they are quantized.
+                size = torch.einsum("ap,apq,aq->a", kernels, own, kernels).sqrt()
+                kernels = kernels / size.clamp_min(torch.finfo(size.dtype).tiny)[:, None]
+                mixing = regression(matrix, metric, torch.block_diag(*kernels[:, None]))
+            made = kernels.reshape(inputs, 1, high, wide), mixing[..., None, None]
+            return Fit(made, mixing @ torch.block_diag(*kernels[:, None]))
+
+        return _better_of_two(fitted, weight, moment)
+
+
+@dataclass(frozen=True)
 class Fit:
     """The weights of thin layers, and the one matrix, (outputs, n), that they amount to."""
 
@@ -242,10 +302,11 @@ class Fit:
     matrix: Tensor
 
 
-FORMS: Mapping[str, type[Rank] | type[Spatial] | type[Tucker]] = {
+FORMS: Mapping[str, type[Rank] | type[Spatial] | type[Tucker] | type[Separable]] = {
     r"rank (\d+)": Rank,
     r"spatial rank (\d+)": Spatial,
     r"tucker (\d+) x (\d+)": Tucker,
+    r"separable": Separable,
 }
 
 
@@ -303,6 +364,22 @@ def regression(matrix: Tensor, moment: Tensor, reader: Tensor) -> Tensor:
     read = reader @ moment
     left: Tensor = torch.linalg.solve(read @ reader.T, read @ matrix.T)
     return left.T
+
+
+def _kernels(matrix: Tensor, moment: Tensor, mixing: Tensor) -> Tensor:
+    """The kernels, (inputs, places), that are best for a mixing (outputs, inputs).
+
+    The moment is (inputs, places, inputs, places), the matrix (outputs, inputs × places).
+    """
+    inputs, places = moment.shape[:2]
+    count = inputs * places
+    alike = torch.einsum("ab,apbq->apbq", mixing.T @ mixing, moment).reshape(count, count)
+    # A channel that the mixing does not read may have any kernel.
+    alike.diagonal().add_(UNREAD * alike.diagonal().mean())
+    read = (matrix @ moment.reshape(count, count)).reshape(len(matrix), inputs, places)
+    wanted = torch.einsum("oa,oap->ap", mixing, read)
+    found: Tensor = torch.linalg.solve(alike, wanted.flatten())
+    return found.reshape(inputs, places)
 
 
 def _better_of_two(

@@ -45,9 +45,10 @@ class Factorize:
     """Low-rank factorization, fitted to what each layer reads on calibration samples.
 
     Linear layers and 1×1 convolutions become two of a rank (SVD-LLM, arXiv 2403.07378), other
-    convolutions one over height and one over width (arXiv 1405.3866), or a core between two 1×1
-    convolutions (Tucker-2, arXiv 1511.06530). The bias stays in the last one; they stand in an
-    `nn.Sequential` in the layer's place.
+    convolutions one over height and one over width (arXiv 1405.3866), a core between two 1×1
+    convolutions (Tucker-2, arXiv 1511.06530), or a depthwise one before a 1×1 one (arXiv
+    1808.05517). The bias stays in the last one; they stand in an `nn.Sequential` in the layer's
+    place.
 
     Attributes:
         samples: how many calibration samples are looked at.
@@ -179,6 +180,12 @@ def _layer(shape: LayerShape, weight: Tensor, is_trained: bool) -> Layer:
             made = nn.Linear(shape.inputs, shape.outputs, bias=False)
         else:
             places = (shape.kernel, shape.stride, shape.padding, shape.dilation)
-            made = nn.Conv2d(shape.inputs, shape.outputs, *places, bias=False)  # type: ignore[arg-type]
+            made = nn.Conv2d(
+                shape.inputs,
+                shape.outputs,
+                *places,  # type: ignore[arg-type]
+                groups=shape.groups,
+                bias=False,
+            )
     made.weight = nn.Parameter(weight.contiguous(), requires_grad=is_trained)
     return made

@@ -20,7 +20,7 @@ from scipy.sparse import csr_array
 
 from edgebuild.search.layers import resized
 from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, activations, weights
-from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.units import Bytes, Seconds
 
 # Losses are known to no such share, so no better solution is worth waiting for.
@@ -196,9 +196,12 @@ def _taken(path: str, shapes: Shapes, taken: Sequence[Offer]) -> Shapes:
         shapes = offer.replaced.get(path, shapes)
     if len(shapes) == 1:
         return (resized(shapes[0], max(inputs, 1), max(outputs, 1)),)
-    head = resized(shapes[0], max(inputs, 1), shapes[0].outputs)
-    tail = resized(shapes[-1], shapes[-1].inputs, max(outputs, 1))
-    return (head, *shapes[1:-1], tail)
+    head, *middle, tail = shapes
+    # A depthwise layer puts out as many channels as it reads, whatever comes after it.
+    into = max(inputs, 1) if head.kind is LayerKind.DEPTHWISE else head.outputs
+    head = resized(head, max(inputs, 1), into)
+    tail = resized(tail, middle[-1].outputs if middle else into, max(outputs, 1))
+    return (head, *middle, tail)
 
 
 def _glue(menu: Menu, path: str, shapes: Shapes) -> Seconds:

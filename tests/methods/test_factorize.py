@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from edgebuild.methods import _input_moments
 from edgebuild.methods._factorize_forms import (
     Form,
     Rank,
+    Separable,
     Spatial,
     Tucker,
     form_of,
@@ -45,13 +46,18 @@ RUNTIME = RuntimeFacts("onnxruntime", "any", 1, Activations.UINT8, 8, {})
 WIDE = 10**6
 
 
+RANKED = (Rank, Spatial, Tucker)
+
+
 @st.composite
-def layers(draw: st.DrawFn) -> tuple[nn.Module, Tensor, Form]:
+def layers(
+    draw: st.DrawFn, kinds: Sequence[type[Form]] = (*RANKED, Separable)
+) -> tuple[nn.Module, Tensor, Form]:
     """A small layer, inputs of it that hang together, and a form that suits it, with any ranks."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    inputs, outputs = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    kind = draw(st.sampled_from(kinds))
+    inputs, outputs = draw(st.integers(2 if kind is Separable else 1, 6)), draw(st.integers(1, 6))
     has_bias = draw(st.booleans())
-    kind = draw(st.sampled_from((Rank, Spatial, Tucker)))
     if kind is Rank and draw(st.booleans()):
         layer: nn.Linear | nn.Conv2d = nn.Linear(inputs, outputs, has_bias)
         given_ = torch.randn(12, inputs, generator=generator)
@@ -72,7 +78,7 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, Tensor, Form]:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    ranks = [draw(st.integers(1, 12)) for _ in range(2 if kind is Tucker else 1)]
+    ranks = [draw(st.integers(1, 12)) for _ in fields(kind)]  # type: ignore[arg-type]
     return layer.double(), given_.double(), kind(*ranks)
 
 
@@ -91,7 +97,7 @@ def error(layer: nn.Module, thin: nn.Module, given_: Tensor) -> float:
         return float((layer(given_) - thin(given_)).square().mean())
 
 
-@given(layers())
+@given(layers(RANKED))
 @settings(max_examples=60)
 def test_thin_layers_of_full_rank_are_the_layer(case: tuple[nn.Module, Tensor, Form]) -> None:
     layer, given_, form = case
@@ -128,6 +134,8 @@ def product(factors: list[Tensor]) -> Tensor:
         into, core, out = factors
         return torch.einsum("or,rqhw,qi->oihw", out[..., 0, 0], core, into[..., 0, 0])
     along, across = factors
+    if along.shape[2:] != (1, 1) == across.shape[2:]:
+        return across * along.transpose(0, 1)
     return torch.einsum("orw,rih->oihw", across[:, :, 0, :], along[..., 0])
 
 
@@ -199,6 +207,18 @@ def test_channels_that_hang_together_need_few_ranks(form: Form) -> None:
     plain = factorized(one, form, torch.eye(54).double())
     assert error(layer, aware, images) < 1e-5
     assert error(layer, plain, images) > 0.01
+
+
+def test_a_convolution_that_is_separable_stays_what_it_is() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(6, 8, 3, stride=2, padding=1).double()
+    kernels, mixing = torch.randn(1, 6, 3, 3), torch.randn(8, 6, 1, 1)
+    layer.weight.data = (kernels * mixing).double()
+    images = torch.randn(8, 6, 9, 9).double().cumsum(-1)
+    one = own(layer, images)
+    thin = factorized(one, Separable(), regularized(moment_of(layer, images)))
+    assert [part.groups for part in thin] == [6, 1]
+    torch.testing.assert_close(thin(images), layer(images), rtol=1e-6, atol=1e-6)
 
 
 @st.composite

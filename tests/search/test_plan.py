@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_search import CHANNELS, factorized, linear, menu, narrowed, seconds, skipped
 
+from edgebuild.methods._factorize_forms import Separable
 from edgebuild.search.plan import (
     GAP,
     Limits,
@@ -24,8 +25,8 @@ from edgebuild.search.plan import (
     plan,
     settle,
 )
-from edgebuild.vocabulary.offer import Part, weights
-from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, PartKind, weights
+from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.units import Seconds
 
 
@@ -174,6 +175,21 @@ def test_a_factorized_layer_is_narrowed_at_its_ends() -> None:
     offers = [factorized("layers.1", 8, 0.1), narrowed("layers.0", "layers.1", 16, 0.1)]
     settled = settle(menu(), [weighed.offer for weighed in offers])
     assert settled.layers["layers.1"] == (linear(16, 8), linear(8, CHANNELS))
+
+
+def test_a_separable_layer_has_a_kernel_for_each_channel_that_it_reads() -> None:
+    """Where fewer channels come in, its depthwise part has fewer, and mixes fewer."""
+    places = ((8, 8), (3, 3), (1, 1), (1, 1), (1, 1))
+    layer = LayerShape(LayerKind.CONVOLUTION, CHANNELS, CHANNELS, *places)
+    offer = Offer(
+        Part("layers.1", PartKind.LAYER),
+        Choice("factorize", "separable"),
+        replaced={"layers.1": Separable().shapes(layer)},
+    )
+    settled = settle(menu(), [offer, narrowed("layers.0", "layers.1", 16, 0.1).offer])
+    kernels, mixing = settled.layers["layers.1"]
+    assert (kernels.inputs, kernels.outputs, kernels.groups) == (16, 16, 16)
+    assert (mixing.inputs, mixing.outputs) == (16, CHANNELS)
 
 
 def test_a_float_layer_between_integer_ones_pays_for_both_its_borders() -> None:
