@@ -33,7 +33,7 @@ bench-search: $(INSTALLED)
 	$(BIN)/python benchmarks/search/compare.py
 	$(BIN)/python benchmarks/search/recovery.py
 
-# Twenty minutes, twelve gigabytes of disk, and for two of its three tasks Gemma-3-270M.
+# Forty minutes, twelve gigabytes of disk, and for two of its four tasks Gemma-3-270M.
 bench-llm: $(INSTALLED)
 	$(BIN)/python benchmarks/language_models/llm_comparison.py
 
