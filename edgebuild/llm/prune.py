@@ -208,8 +208,10 @@ def _count(name: str, share: float, whole: int, multiple: int = 1) -> int:
         return whole
     found = max(int(share * whole / multiple + 0.5), 1) * multiple
     if found >= whole:
-        steps = f" in steps of {multiple}" if multiple > 1 else ""
-        raise InputError(f"--{name} {share:g} leaves all {whole} in place: they go{steps}, or not")
+        widths = f", in multiples of {multiple}" if multiple > 1 else ""
+        raise InputError(
+            f"--{name} {share:g} leaves all {whole} in place{widths}: give less, or leave it out"
+        )
     return found
 
 

@@ -408,7 +408,7 @@ def test_bad_input_is_named(trained: Path, text: Path, tmp_path: Path) -> None:
         Shares()
     with pytest.raises(InvalidQuantity, match="--temperature 0: it must be above 0"):
         Effort(temperature=0.0)
-    with pytest.raises(InputError, match="leaves all 160 in place: they go in steps of 32"):
+    with pytest.raises(InputError, match="leaves all 160 in place, in multiples of 32: give less"):
         count_kept(subject(trained).sizes, Shares(ffn=0.99))
     refused(InputError, "--layers 0.9 leaves all 4 in place", shares=Shares(layers=0.9))
     short = tmp_path / "short.txt"
