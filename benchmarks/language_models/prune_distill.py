@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgebuild.generate import Decoder
+from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.calibrate import calibrate, save_importances
 from edgebuild.llm.convert import convert
 from edgebuild.llm.corpus import read_corpus
@@ -57,13 +58,13 @@ Row = dict[str, Any]
 class Scale:
     """How large the networks are, and how long they learn: a few minutes a seed on two cores."""
 
-    hidden: int = 192
-    layers: int = 6
-    heads: int = 6
-    ffn: int = 768
+    hidden: int = 160
+    layers: int = 5
+    heads: int = 4
+    ffn: int = 640
     vocabulary: int = 2048
-    steps: int = 300
-    distilled: int = 120
+    steps: int = 240
+    distilled: int = 100
 
     @property
     def config(self) -> LlamaConfig:
@@ -81,10 +82,12 @@ class Scale:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A network in floats, and the text that proves."""
+    """A network in floats, what it makes of the text that proves, and the text that is learned."""
 
     forward: Forward
     proving: Tokens
+    states: Floats
+    learned: Path
     progress: Progress
 
     def proof(self, index: Index, network: Forward, folder: Path) -> Proof:
@@ -92,9 +95,8 @@ class Comparison:
         file = folder / "all.onnx"
         context = self.proving.shape[1] + STRETCH
         write_graph(decoder_graph(network.network, index, context, logits=Logits.ALL), file)
-        states = self.forward.states(self.proving, self.progress)
         decoder = Decoder(str(file))
-        return compare(decoder, self.forward, "", self.proving, states, self.progress)
+        return compare(decoder, self.forward, "", self.proving, self.states, self.progress)
 
 
 def shrinkages(
@@ -118,64 +120,71 @@ def _compared(
     tokenizer = open_tokenizer(teacher)
     assert tokenizer is not None
     tokens = tokenizer.tokens(proving.read_text(encoding="utf-8"))
-    comparison = Comparison(forward, sequences_of(tokens, STRETCH, PROVING, None), progress)
+    sequences = sequences_of(tokens, STRETCH, PROVING, None)
+    states = forward.states(sequences, progress)
+    comparison = Comparison(forward, sequences, states, learned, progress)
     ways: dict[str, Effort | None] = {
         "Q": None,
         "P → Q": Effort(steps=0, seed=seed),
         "P → text → Q": Effort(steps=scale.distilled, batch=BATCH, seed=seed, label_weight=1.0),
         "P → KD → Q": Effort(steps=scale.distilled, batch=BATCH, seed=seed),
     }
-    made: dict[str, tuple[Path, float]] = {}
+    folders, seconds = {}, {}
     for number, (system, effort) in enumerate(ways.items()):
-        began, out = time.monotonic(), teacher
+        began = time.monotonic()
+        folders[system] = teacher.with_name(f"{teacher.name}-{number}") if effort else teacher
         if effort:
-            out = teacher.with_name(f"{teacher.name}-{number}")
-            shrink(teacher, out, learned, SHARES, effort, progress)
-        made[system] = (out, time.monotonic() - began)
-    limits = {of: _bytes_at(LIMIT, _forward(made[of][0])) for of in ("P → KD → Q", "Q")}
-    for of, limit in limits.items():
-        named = f"what {LIMIT} takes of the {'whole' if of == 'Q' else 'pruned'} network"
-        for system, (out, seconds) in made.items():
-            progress.say(f"shrink, seed {seed}, {limit} bytes: {system}")
-            began = time.monotonic()
-            index, network = _rounded(out, learned, limit, progress)
-            seconds += time.monotonic() - began
-            proof = comparison.proof(index, network, teacher.with_name("rounded"))
-            yield {
-                **{"task": "shrink", "system": system, "model": named, "limit": limit},
-                **{"bytes": _weights(index), "kl": proof.kl, "top1": proof.agreement},
-                **{"perplexity": proof.perplexity, "float_perplexity": proof.float_perplexity},
-                **{"seconds": seconds, "seed": seed, "tokens": proof.tokens},
-                "parameters": network.checkpoint.decoder.parameters,
-            }
+            shrink(teacher, folders[system], learned, SHARES, effort, progress)
+        seconds[system] = time.monotonic() - began
+    limits = {
+        f"what {LIMIT} takes of the pruned network": _bytes_at(LIMIT, folders["P → Q"]),
+        f"what {LIMIT} takes of the whole network": _bytes_at(LIMIT, teacher),
+    }
+    rows: list[Row] = []
+    for system, folder in folders.items():
+        progress.say(f"shrink, seed {seed}: {system}")
+        for row in _rounded(folder, limits, comparison):
+            row["seconds"] += seconds[system]
+            rows.append({"task": "shrink", "system": system, "seed": seed, **row})
+    yield from sorted(rows, key=lambda row: int(row["limit"]))
 
 
-def _rounded(folder: Path, text: Path, limit: Bytes, progress: Progress) -> tuple[Index, Forward]:
+def _rounded(folder: Path, limits: Mapping[str, Bytes], comparison: Comparison) -> Iterator[Row]:
     """As `build --storage --text` rounds: bits by matrix, scales by what was seen on the text."""
+    began, progress = time.monotonic(), comparison.progress
     network = _forward(folder)
     source = network.checkpoint
-    corpus = read_corpus(text, open_tokenizer(folder), folder, STRETCH)
-    seen = save_importances(
-        calibrate(network, corpus.calibrating, progress), folder.with_name("seen.safetensors")
-    )
-    importances = choose_importances(source, seen)
+    corpus = read_corpus(comparison.learned, open_tokenizer(folder), folder, STRETCH)
+    seen = calibrate(network, corpus.calibrating, progress)
+    kept = save_importances(seen, folder.with_name("seen.safetensors"))
+    importances = choose_importances(source, kept)
     sites = survey(source, importances, progress)
     sites = weighed(sites, sensitivities(network, sites, corpus.calibrating[:1], progress))
-    layouts = choose(sites, limit, Limit.STORED)
-    out = folder.with_name("rounded")
-    shutil.rmtree(out, ignore_errors=True)
-    return convert(source, out, layouts, progress, importances).index, network
+    seconds = time.monotonic() - began
+    for name, limit in limits.items():
+        began, out = time.monotonic(), folder.with_name("rounded")
+        layouts = choose(sites, limit, Limit.STORED)
+        index = convert(source, out, layouts, progress, importances).index
+        spent = seconds + time.monotonic() - began
+        proof = comparison.proof(index, network, out)
+        shutil.rmtree(out)
+        yield {
+            **{"model": name, "limit": limit, "bytes": _weights(index), "kl": proof.kl},
+            **{"top1": proof.agreement, "perplexity": proof.perplexity},
+            **{"float_perplexity": proof.float_perplexity, "tokens": proof.tokens},
+            **{"seconds": spent, "parameters": source.decoder.parameters},
+        }
+
+
+def _bytes_at(layout: WeightFormat, folder: Path) -> Bytes:
+    weights = open_source(folder).decoder.weights
+    matrices = [each for each in weights if len(each.shape) == 2]
+    return Bytes(sum(layout.size(*each.shape) * each.count for each in matrices))
 
 
 def _forward(folder: Path) -> Forward:
     source = open_source(folder)
     return Forward(source, read_network(source))
-
-
-def _bytes_at(layout: WeightFormat, network: Forward) -> Bytes:
-    weights = network.checkpoint.decoder.weights
-    matrices = [each for each in weights if len(each.shape) == 2]
-    return Bytes(sum(layout.size(*each.shape) * each.count for each in matrices))
 
 
 def _weights(index: Index) -> int:
