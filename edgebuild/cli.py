@@ -25,6 +25,7 @@ from edgebuild.cli_llm import (
     explain_language_model,
     plan,
     refuse_options,
+    shrink,
     verify_language_model,
 )
 from edgebuild.cli_options import BREACHED, AsJson, Dist, plain, print_json
@@ -110,6 +111,7 @@ def targets(
 
 app.command()(plan)
 app.command()(convert)
+app.command()(shrink)
 app.command()(chat)
 app.command("distill-data")(distill_data)
 

@@ -1,4 +1,4 @@
-"""The commands for language models: whether one fits, converting, building, measuring, talking."""
+"""The commands for language models: planning, converting, shrinking, building, measuring, chat."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 CONTEXT, PROMPT = 4096, 128
 # Tokens of one answer at most.
 ANSWER = 512
+# What a distillation has unless it is told: steps, and stretches a step.
+STEPS, BATCH = 1000, 8
 
 
 def plan(
@@ -256,6 +258,56 @@ def distill_data(
     with terminal.Bars(console) as bars:
         found = write_samples(dist, prompts, out, Sampling(count, tokens, temperature, seed), bars)
     console.print(f"{out}: {found} texts")
+
+
+def shrink(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="The folder of a Hugging Face decoder, or a .gguf.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
+    text: Annotated[
+        Path, typer.Option(help="What is learned from: a text, or the .jsonl of distill-data.")
+    ],
+    ffn: Annotated[float, typer.Option(help="The share of feed-forward channels to keep.")] = 1.0,
+    heads: Annotated[float, typer.Option(help="The share of groups of heads to keep.")] = 1.0,
+    layers: Annotated[float, typer.Option(help="The share of layers to keep.")] = 1.0,
+    steps: Annotated[
+        int | None, typer.Option(min=0, help=f"Of distillation; {STEPS} unless set, 0 for none.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="Instead of --steps: as many as fit.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Stretches of 256 tokens a step.")] = BATCH,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0.0, help="Its highest; by the model's size unless set.")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="Softens what teacher and student expect; above 0.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="What batches are drawn from.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Prune a language model by what counts on a text, and distill it from what it was."""
+    from edgebuild.llm.prune import Shares
+    from edgebuild.llm.recover import Effort
+    from edgebuild.llm.shrink import shrink as shrink_checkpoint
+    from edgebuild.report import terminal
+    from edgebuild.report.language_model import show_shrunk
+
+    if steps is not None and minutes is not None:
+        raise InputError("give --steps or --minutes, not both")
+    shares = Shares(ffn, heads, layers)
+    length = STEPS if steps is None else steps
+    effort = Effort(length, minutes, batch, learning_rate, temperature, seed=seed)
+    console = terminal.stderr()
+    with terminal.Bars(console) as bars:
+        made = shrink_checkpoint(checkpoint, out, text, shares, effort, bars)
+    if made is None:
+        # One of several processes; the first one says it.
+        return
+    show_shrunk(console, out, made)
+    if as_json:
+        print_json(plain(made))
 
 
 def _say(pieces: Iterator[str]) -> None:

@@ -23,6 +23,8 @@ BLOCKS = {
     for language in ("sh", "python")
 }
 BIN = Path(sys.executable).parent
+# Those whose options the README names.
+COMMANDS = ("build", "bench", "verify", "native", "plan", "convert", "distill-data", "shrink")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -89,7 +91,7 @@ def test_every_option_that_the_readme_names_exists() -> None:
             text=True,
             check=True,
         ).stdout
-        for command in ("build", "bench", "verify", "native", "plan", "convert", "distill-data")
+        for command in COMMANDS
     )
     for option in set(re.findall(r"--[a-z][a-z-]+", README)):
         assert option in told, option

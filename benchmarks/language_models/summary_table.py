@@ -1,8 +1,9 @@
-"""The rows of llm.json as tables for a reader."""
+"""The rows of llm.json as tables for a reader; what several seeds gave is one line."""
 
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,16 @@ COLUMNS: Mapping[str, Sequence[tuple[str, str, str]]] = {
         ("mapped, MB", "mapped_mb", ".0f"),
         ("share of the bandwidth", "bandwidth_share", ".0%"),
     ),
+    "shrink": (
+        ("limit", "model", ""),
+        ("parameters", "parameters", ",.0f"),
+        ("bytes", "bytes", ",.0f"),
+        ("KL, nats", "kl", ".4f"),
+        ("same first token", "top1", ".1%"),
+        ("perplexity", "perplexity", ".4g"),
+        ("of the floats", "float_perplexity", ".4g"),
+        ("seconds", "seconds", ".0f"),
+    ),
 }
 
 
@@ -41,14 +52,34 @@ def write_table(results: Path) -> None:
         rows = [row for row in found["rows"] if row["task"] == task]
         if rows:
             titles = ["system", *(title for title, _, _ in columns)]
-            lines += ["", f"## {task}", "", _line(titles), _line(["-"] * len(titles))]
-            lines += [_line([row["system"], *(_cell(row, c) for c in columns)]) for row in rows]
+            seeds = len({row["seed"] for row in rows if "seed" in row})
+            spread = f"Mean ± standard deviation of {seeds} seeds.\n" if seeds > 1 else ""
+            lines += ["", f"## {task}", "", *filter(None, [spread])]
+            lines += [_line(titles), _line(["-"] * len(titles))]
+            lines += [
+                _line([some[0]["system"], *(_cell(some, column) for column in columns)])
+                for some in _alike(rows)
+            ]
     results.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
-def _cell(row: Row, column: tuple[str, str, str]) -> str:
-    value = row.get(column[1])
-    return "" if value is None else format(value, column[2])
+def _alike(rows: Sequence[Row]) -> list[list[Row]]:
+    """Those of one system on one model, in the order in which they come."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["system"], row["model"]), []).append(row)
+    return list(found.values())
+
+
+def _cell(rows: Sequence[Row], column: tuple[str, str, str]) -> str:
+    """A value; of several that differ the mean and their spread."""
+    values = [row[column[1]] for row in rows if row.get(column[1]) is not None]
+    if not values:
+        return ""
+    if len(set(values)) == 1:
+        return format(values[0], column[2])
+    mean, spread = statistics.mean(values), statistics.stdev(values)
+    return f"{mean:{column[2]}} ± {spread:{column[2]}}"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -135,7 +135,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
+    """Those of transformers would stand between ours."""
     bars: Any = importlib.import_module("transformers.utils.logging")
     was_enabled = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
@@ -257,7 +258,7 @@ def _load_model(folder: Path, config: Any, task: str) -> tuple[Any, list[str]]:
         loader = TasksManager.get_model_class_for_task(
             task, "pt", model_type=config.model_type, library="transformers"
         )
-        with _without_progress_bars():
+        with without_progress_bars():
             model, report = loader.from_pretrained(
                 folder,
                 config=config,

@@ -1,4 +1,4 @@
-"""Sees on text how much each input of a matrix counts, and how far keys and values reach."""
+"""Sees on text how much inputs and layers count, and how far keys and values reach."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ from edgebuild.vocabulary.contracts import Progress
 
 # The greatest code of eight bits.
 TOP = np.float32(127)
-# Heads that kept nothing still need a scale.
+# What is divided by is never nothing: heads may have kept nothing, streams may be empty.
 LEAST = np.float32(1e-6)
 
 
 @dataclass
 class Seen:
-    """Sums of squares by matrix, and the reach of keys and values by layer, [heads, head]."""
+    """What flowed through a network.
+
+    Sums of squares by matrix, the reach of keys and values by layer, [heads, head], and how much a
+    layer changes what it reads: one minus their cosine, as a mean over the tokens (ShortGPT, arXiv
+    2403.03853, calls it block influence).
+    """
 
     squares: dict[str, Floats] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     keys: dict[int, Floats] = field(default_factory=dict)
     values: dict[int, Floats] = field(default_factory=dict)
+    changes: dict[int, list[Floats]] = field(default_factory=dict)
 
     def multiplied(self, name: str, inputs: Floats) -> None:
         added = np.square(inputs, dtype=np.float64).sum(axis=0)
@@ -38,6 +44,19 @@ class Seen:
         for reach, found in ((self.keys, keys), (self.values, values)):
             most = np.abs(found).max(axis=0)
             reach[layer] = np.maximum(reach[layer], most) if layer in reach else most
+
+    def passed(self, layer: int, before: Floats, after: Floats) -> None:
+        lengths = np.linalg.norm(before, axis=-1) * np.linalg.norm(after, axis=-1)
+        cosines = (before * after).sum(axis=-1) / np.maximum(lengths, LEAST)
+        self.changes.setdefault(layer, []).append((1 - cosines).ravel())
+
+    @property
+    def influences(self) -> Mapping[int, float]:
+        """How much each layer changes what it reads."""
+        return {
+            layer: float(np.concatenate(found).mean(dtype=np.float64))
+            for layer, found in self.changes.items()
+        }
 
     @property
     def importances(self) -> Mapping[str, Floats]:

@@ -39,6 +39,9 @@ class Watch(Protocol):
     def cached(self, layer: int, keys: Floats, values: Floats) -> None:
         """Keys and values [tokens, heads, head] as the cache keeps them."""
 
+    def passed(self, layer: int, before: Floats, after: Floats) -> None:
+        """What a layer reads and what it leaves, [sequences, tokens, hidden]."""
+
 
 class Blind:
     """Looks at nothing."""
@@ -47,6 +50,9 @@ class Blind:
         pass
 
     def cached(self, layer: int, keys: Floats, values: Floats) -> None:
+        pass
+
+    def passed(self, layer: int, before: Floats, after: Floats) -> None:
         pass
 
 
@@ -75,7 +81,9 @@ class Forward:
             for layer in self.network.layers:
                 for first in range(0, count, at_once):
                     some = slice(first, first + at_once)
-                    states[some] = self._layer(layer, states[some], watch)
+                    passed = self._layer(layer, states[some], watch)
+                    watch.passed(layer, states[some], passed)
+                    states[some] = passed
                 bar.advance()
         normed = self._normed(LAST_NORM, states)
         watch.multiplied(f"{self.network.head_matrix}.weight", normed.reshape(-1, normed.shape[-1]))

@@ -1,4 +1,4 @@
-"""Compares a converted model in its runtime with the float network, on text that no choice saw."""
+"""Compares what was made of a network with the float network itself, on text that no choice saw."""
 
 from __future__ import annotations
 
@@ -69,34 +69,57 @@ def compare(
     decoder.forget()
     prompt = sequences[0][: len(sequences[0]) // 2].tolist()
     answer = continued(decoder, prompt, ANSWER)
-    return _summed(text, np.concatenate(found), answer)
+    proof = _summed(text, np.concatenate(found), answer)
+    if not math.isfinite(proof.kl) or proof.kl > MOST_KL:
+        raise ParityLost(
+            f"the packed model is not the network: {proof.kl:.3g} nats from it on {text}"
+        )
+    return proof
+
+
+def distance(
+    other: Forward,
+    forward: Forward,
+    text: str,
+    sequences: Tokens,
+    states: Floats,
+    progress: Progress,
+) -> Proof:
+    """What another network in floats gives, against the states of the float network."""
+    found: list[Floats] = []
+    own = other.states(sequences, progress)
+    for sequence, theirs, mine in zip(sequences, states, own, strict=True):
+        for some in in_chunks(len(sequence), CHUNK):
+            wanted = log_softmax(forward.logits(theirs[some]))
+            got = log_softmax(other.logits(mine[some]))
+            found.append(_by_token(wanted, got, sequence[some.start + 1 : some.stop + 1]))
+    return _summed(text, np.concatenate(found), ())
 
 
 def _compared(
     decoder: Decoder, forward: Forward, sequence: Tokens, states: Floats
 ) -> Iterator[Floats]:
-    """Of each token: divergence, agreement, and both surprises by the token that came."""
     decoder.forget()
     for some in in_chunks(len(sequence), CHUNK):
         wanted = log_softmax(forward.logits(states[some]))
         got = log_softmax(decoder.read(sequence[some].tolist()).astype(np.float32))
-        coming = sequence[some.start + 1 : some.stop + 1]
-        places = np.arange(len(coming))
-        surprises = np.full((2, len(wanted)), np.nan, np.float32)
-        for row, expected in zip(surprises, (wanted, got), strict=True):
-            row[: len(coming)] = -expected[places, coming]
-        kl = divergence(wanted, got)
-        agrees = wanted.argmax(axis=-1) == got.argmax(axis=-1)
-        yield np.stack([kl, agrees, *surprises], axis=1)
+        yield _by_token(wanted, got, sequence[some.start + 1 : some.stop + 1])
+
+
+def _by_token(wanted: Floats, got: Floats, coming: Tokens) -> Floats:
+    """Of each token: divergence, agreement, and both surprises by the token that came."""
+    places = np.arange(len(coming))
+    surprises = np.full((2, len(wanted)), np.nan, np.float32)
+    for row, expected in zip(surprises, (wanted, got), strict=True):
+        row[: len(coming)] = -expected[places, coming]
+    kl = divergence(wanted, got)
+    agrees = wanted.argmax(axis=-1) == got.argmax(axis=-1)
+    return np.stack([kl, agrees, *surprises], axis=1)
 
 
 def _summed(text: str, tokens: Floats, answer: Sequence[int]) -> Proof:
     kl, agrees = tokens[:, 0], tokens[:, 1]
     wanted, got = (float(np.nanmean(tokens[:, n], dtype=np.float64)) for n in (2, 3))
-    if not np.isfinite(kl).all() or kl.mean() > MOST_KL:
-        raise ParityLost(
-            f"the packed model is not the network: {kl.mean():.3g} nats from it on {text}"
-        )
     return Proof(
         text=text,
         tokens=len(tokens),

@@ -8,16 +8,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Generic, Protocol, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from edgebuild.methods._distill_data import seeded
-from edgebuild.methods._distill_judge import Judge
-from edgebuild.methods._distill_lesson import Lesson
-from edgebuild.methods._distill_plan import Settings
+from edgebuild.methods._distill_plan import Plan, Settings
 from edgebuild.methods._fake_quantization import RoundedInput
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import MethodFailed
@@ -38,7 +37,41 @@ RATE_WITHOUT_NORM = 0.1
 State = dict[str, Tensor]
 
 
-def train(training: Training, progress: Progress, checkpoint: Path | None) -> None:
+class Teaching(Protocol):
+    """What a student is asked at each step, and how far from the teacher its answer is."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def batch(self, step: int) -> tuple[np.ndarray, tuple[Tensor, ...]]:
+        """The numbers of a step's rows, and the inputs."""
+        ...
+
+    def loss(self, student: nn.Module, step: int) -> Tensor: ...
+
+
+class Judging(Protocol):
+    """Scores a student on the rows of these numbers; higher is better."""
+
+    @property
+    def numbers(self) -> np.ndarray: ...
+
+    def __call__(self, student: nn.Module) -> float: ...
+
+
+TeachingT = TypeVar("TeachingT", bound=Teaching)
+JudgingT = TypeVar("JudgingT", bound=Judging)
+
+
+def train(
+    training: Training[TeachingT, JudgingT], progress: Progress, checkpoint: Path | None
+) -> None:
     """Trains the student in place until it is in its best state, in eval mode.
 
     The best is the latest of the states with the highest score, the starting state among them.
@@ -66,10 +99,10 @@ def train(training: Training, progress: Progress, checkpoint: Path | None) -> No
     training.student.load_state_dict(training.best)
 
 
-class Training:
+class Training(Generic[TeachingT, JudgingT]):
     """A student on its way: all that a checkpoint holds."""
 
-    def __init__(self, student: nn.Module, lesson: Lesson, judge: Judge) -> None:
+    def __init__(self, student: nn.Module, lesson: TeachingT, judge: JudgingT) -> None:
         self.student, self.lesson, self.judge = student, lesson, judge
         self.optimizer = optimizer_for(student, lesson.settings)
         self.highest_rate = self.optimizer.param_groups[0]["lr"]
@@ -118,9 +151,12 @@ class Training:
                 f"the network: at step {step} of distillation the loss is {loss.item()}: "
                 "try a lower learning_rate"
             )
+        self.descend(loss)
+        self.step += 1
+
+    def descend(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.step += 1
 
     def _followers(self) -> tuple[type[nn.Module], ...]:
         """What follows the batches: ranges, and statistics where a batch is large enough."""
@@ -154,7 +190,7 @@ class Training:
         os.replace(partial, path)
 
     def restore(self, path: Path) -> None:
-        held = torch.load(path, weights_only=True)
+        held = torch.load(path, map_location="cpu", weights_only=True)
         self.student.load_state_dict(held["student"])
         self.optimizer.load_state_dict(held["optimizer"])
         self.best = held["best"]

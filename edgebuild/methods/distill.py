@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from edgebuild.cache import digest
 from edgebuild.methods._batch_norms import fold_batch_norms
 from edgebuild.methods._distill_data import open_rows
-from edgebuild.methods._distill_judge import open_judge
+from edgebuild.methods._distill_judge import Judge, open_judge
 from edgebuild.methods._distill_lesson import (
+    Lesson,
     answers_of,
     lay_out,
     open_lesson,
@@ -114,7 +115,9 @@ class Distill(Settings):
         return lay_out(training.student, torch.contiguous_format)
 
     @contextmanager
-    def training(self, network: nn.Module, workload: Workload, plan: Plan) -> Iterator[Training]:
+    def training(
+        self, network: nn.Module, workload: Workload, plan: Plan
+    ) -> Iterator[Training[Lesson, Judge]]:
         """Everything ready to train a copy of the network."""
         student = copy.deepcopy(network).eval()
         teacher = copy.deepcopy(workload.network).eval().requires_grad_(False)
@@ -133,7 +136,9 @@ class Distill(Settings):
             lesson = open_lesson(teacher, student, rows, plan, self)
             yield Training(student, lesson, open_judge(held_out, lesson, workload.score))
 
-    def _name(self, network: nn.Module, teacher: nn.Module, training: Training) -> str:
+    def _name(
+        self, network: nn.Module, teacher: nn.Module, training: Training[Lesson, Judge]
+    ) -> str:
         """Names all that the result follows from, so that no run goes on from another's."""
         lesson, judge = training.lesson, training.judge
         states = [state_digest(network), state_digest(teacher)]

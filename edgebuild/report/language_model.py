@@ -1,4 +1,4 @@
-"""Language models' bundles in the terminal: what was built and proven, and how fast it ran."""
+"""Language models in the terminal: what was built, shrunk and proven, and how fast it ran."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from edgebuild.report import words
 from edgebuild.report.terminal import COLORS
-from edgebuild.vocabulary.language_model import BenchedModel, LanguageModel, Proof
+from edgebuild.vocabulary.language_model import BenchedModel, LanguageModel, Proof, Shrunk
 from edgebuild.vocabulary.units import format_energy, format_size, format_time
 
 
@@ -50,18 +50,40 @@ def show_rates(console: Console, found: Sequence[BenchedModel]) -> None:
             console.print(f"{escape(one.device)}: {escape(line)}")
 
 
+def show_shrunk(console: Console, folder: Path, found: Shrunk) -> None:
+    """What stays of a checkpoint, and how near it is to what it was."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("")
+    for title in ("parameters", "layers", "heads", "groups of them", "feed-forward width"):
+        table.add_column(title, justify="right")
+    for name, sizes in ((found.source, found.before), (folder.name, found.after)):
+        counts = (sizes.layers, sizes.heads, sizes.cached_heads, sizes.ffn)
+        table.add_row(escape(name), f"{sizes.parameters:,d}", *map(str, counts))
+    console.print(table)
+    console.print(escape(f"pruned, {_nearness(found.pruned)}"))
+    if found.distilled:
+        console.print(
+            escape(f"after {found.steps} steps of distillation, {_nearness(found.distilled)}")
+        )
+    console.print(f"checkpoint: {escape(str(folder))}")
+
+
 def _proven(model: LanguageModel) -> Iterator[str]:
     if model.proof is None:
         yield f"quality: unknown; {model.unproven}"
         return
     proof: Proof = model.proof
-    yield (
+    yield _nearness(proof)
+    if proof.answer_text:
+        yield f"goes on with: {proof.answer_text!r}"
+
+
+def _nearness(proof: Proof) -> str:
+    return (
         f"against the float network on {proof.tokens} tokens of {proof.text}, measured here: "
         f"{proof.kl:.3g} nats of KL, the same token first at {proof.agreement:.1%}, perplexity "
         f"{proof.perplexity:.4g} (float {proof.float_perplexity:.4g})"
     )
-    if proof.answer_text:
-        yield f"goes on with: {proof.answer_text!r}"
 
 
 def _beside(one: BenchedModel) -> Iterator[str]:

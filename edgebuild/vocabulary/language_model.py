@@ -16,13 +16,13 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Proof:
-    """How far a packed model is from the float network, over so many tokens.
+    """How far a packed or pruned model is from the float network, over so many tokens.
 
     Attributes:
         text: what was read; no choice saw it.
-        kl: nats a token, from the float network to the packed one; `kl_worst` at its worst token.
+        kl: nats a token, from the float network to the model; `kl_worst` at its worst token.
         agreement: how often both expect the same token first.
-        perplexity: of the packed model; `float_perplexity` of the network.
+        perplexity: of the model; `float_perplexity` of the network.
         answer: what it goes on with, each token the likeliest, after half a stretch of the text.
         answer_text: the same as text.
     """
@@ -37,6 +37,40 @@ class Proof:
     answer: tuple[int, ...]
     answer_text: str = ""
     evidence: Evidence = Evidence.MEASURED
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a decoder; `cached_heads` are its groups of heads, `ffn` the feed-forward channels."""
+
+    layers: int
+    heads: int
+    cached_heads: int
+    ffn: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A checkpoint that was pruned, and distilled from what it was.
+
+    Attributes:
+        made_from: names all that it follows from.
+        source: the checkpoint's name.
+        steps: of the distillation; 0 where there was none.
+        pruned: how far it was from the original before any step.
+        distilled: how far it is now; None where there was no distillation.
+    """
+
+    edgebuild: str
+    made_from: str
+    source: str
+    before: Sizes
+    after: Sizes
+    steps: int
+    pruned: Proof
+    distilled: Proof | None
+    schema_version: int = SCHEMA
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,82 @@
+"""Writes a checkpoint as transformers reads it: tensors as a stream, and what is beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from edgebuild.llm._kernels_numpy import Floats
+from edgebuild.llm.checkpoint import DTYPES, Checkpoint
+from edgebuild.llm.config import Settings
+from edgebuild.llm.text import CONFIG, write_beside
+
+WEIGHTS = "model.safetensors"
+# What goes along with the weights as it is, where it is there.
+BESIDE = (
+    *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template*", "vocab.*", "merges.txt", "LICENSE*"),
+)
+NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor that will be written: one of `NUMPY`, row by row."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype]
+
+
+def write_tensors(
+    folder: Path, planned: Sequence[Planned], arrays: Iterable[Iterable[Floats]]
+) -> None:
+    """One safetensors file, each tensor a few rows at a time; on the disk when it returns."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for one in planned:
+        place = [at, at + one.length]
+        header[one.name] = {"dtype": one.dtype, "shape": one.shape, "data_offsets": place}
+        at += one.length
+    text = json.dumps(header).encode()
+    # Data begin at multiples of eight bytes.
+    text += b" " * (-len(text) % 8)
+    with (folder / WEIGHTS).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for one, pieces in zip(planned, arrays, strict=True):
+            for piece in pieces:
+                file.write(piece.astype(NUMPY[one.dtype]).tobytes())
+        assert file.tell() == 8 + len(text) + at
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_rest(checkpoint: Checkpoint, settings: Settings, folder: Path) -> None:
+    """config.json, and the tokenizer with whatever else the checkpoint has of it.
+
+    Raises:
+        MissingPackage: transformers, which rebuilds the tokenizer of a GGUF file, is not installed.
+    """
+    if checkpoint.path.is_dir():
+        for file in _beside(checkpoint.path):
+            shutil.copyfile(file, folder / file.name)
+    else:
+        write_beside(checkpoint, folder)
+    (folder / CONFIG).write_text(json.dumps(dict(settings), indent=1), encoding="utf-8")
+
+
+def _beside(folder: Path) -> Iterator[Path]:
+    for pattern in BESIDE:
+        yield from (file for file in sorted(folder.glob(pattern)) if file.is_file())
