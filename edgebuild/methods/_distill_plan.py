@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from edgebuild.vocabulary.errors import MethodFailed
@@ -26,6 +26,9 @@ class Grid(StrEnum):
 # training may go into looking.
 FEWEST_STEPS_BETWEEN_LOOKS = 20
 ROWS_A_STEP = 25
+
+# The share of the steps that a changed network learns in float, before it does on a grid.
+FLOAT_SHARE = 0.75
 
 _NUMBER = "0|[1-9][0-9]*"
 _TEXT = re.compile(rf"([1-9][0-9]*) steps(?:, qat ({'|'.join(Grid)}))?, seed ({_NUMBER})")
@@ -54,6 +57,12 @@ class Plan:
             )
         steps, grid, seed = match.groups()
         return cls(int(steps), Grid(grid) if grid else None, int(seed))
+
+    def parted(self) -> tuple[Plan, Plan]:
+        """The steps in float, and the steps on the grid after them; as many in all, but for one."""
+        floating = max(round(FLOAT_SHARE * self.steps), 1)
+        on_grid = max(self.steps - floating, 1)
+        return replace(self, steps=floating, grid=None), replace(self, steps=on_grid)
 
     def __str__(self) -> str:
         grid = f", qat {self.grid}" if self.grid else ""

@@ -12,12 +12,13 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from edgebuild.cache import digest, this_machine
+from edgebuild.catalog import QUANTIZE
 from edgebuild.methods.distill import seconds_per_step
 from edgebuild.search.case import Case
 from edgebuild.search.frontier import halvings, speed
 from edgebuild.search.journal import Journal, Round
 from edgebuild.search.judge import choose
-from edgebuild.search.learn import Beliefs, Observation, believed, expected, learn
+from edgebuild.search.learn import FLOOR, Beliefs, Observation, believed, expected, learn
 from edgebuild.search.make import Made, make
 from edgebuild.search.measure import measure
 from edgebuild.search.menus import menus
@@ -108,6 +109,14 @@ class Found:
                         any(chosen.is_integer for chosen in appraisal.precisions.values()),
                     ),
                 )
+
+    def by_rounding(self, attempt: Attempt) -> float:
+        """Which share of its divergence quantization is believed to cause; all where unknown."""
+        appraisal, figures = self._appraisal(attempt.proposal), attempt.trial.figures
+        if appraisal is None or "divergence" not in figures:
+            return 1.0
+        caused = self.beliefs.weight(QUANTIZE) * appraisal.losses.get(QUANTIZE, 0.0)
+        return caused / max(figures["divergence"].value, FLOOR)
 
     def _appraisal(self, proposal: Proposal) -> Plan | None:
         """What the menus say of a proposal; None before there are any, and of other precisions."""
@@ -241,7 +250,8 @@ class Rounds:
                 *(found.attempts, priced, survey.students, limits, training, beliefs)
             ),
             lambda: next_shapes(
-                *(found.attempts, priced, limits, training, beliefs, survey.students, survey.zeros)
+                *(found.attempts, priced, limits, training, beliefs, survey.students, survey.zeros),
+                by_rounding=found.by_rounding,
             ),
         )
         # Where a network cannot be changed, all of a stage may have been tried as uniform ones.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from edgebuild.search.frontier import frontier, speed
@@ -42,8 +42,9 @@ CLOSE = 1.1
 NEAR = 1.4
 # How much longer a shape is trained when it has shown promise.
 LONGER = 4
-# The score that quantization must cost before something is done about it.
-WORTH_ROUNDING = 0.003
+# The score that a network must have lost, and the share of what it diverges that must be believed
+# to be quantization's, before something is done about its rounding.
+WORTH_ROUNDING, BY_ROUNDING = 0.003, 0.25
 # A network that is so near to the whole one (KL of the outputs, in nats) is not trained further. A
 # score that has lost nothing is not enough: on other samples it may have.
 NEGLIGIBLE = 0.005
@@ -77,6 +78,10 @@ class Attempt:
 
     proposal: Proposal
     trial: Trial
+
+
+def _wholly(attempt: Attempt) -> float:
+    return 1.0
 
 
 def opening(
@@ -126,12 +131,17 @@ def next_shapes(
     beliefs: Beliefs,
     students: Sequence[Offer] = (),
     zeros: Sequence[Offer] = (),
+    by_rounding: Callable[[Attempt], float] = _wholly,
 ) -> Iterator[Proposal]:
-    """What the frontier suggests: longer training, finer rounding, its gaps, something bolder."""
+    """What the frontier suggests: longer training, finer rounding, its gaps, something bolder.
+
+    `by_rounding` tells which share of an attempt's divergence quantization is believed to cause.
+    """
     best = _on_frontier(attempts)
     for attempt in [one for one in best if _drop(one) <= WITHIN_REACH][:PROMISING]:
         yield from _longer(attempt, training)
-        yield from _finer(attempt, attempts, training)
+        if by_rounding(attempt) >= BY_ROUNDING:
+            yield from _finer(attempt, attempts, training)
         yield from _sparser(attempt, zeros)
     menu = next(iter(menus.values()))
     least = fastest(menu).latency

@@ -26,6 +26,7 @@ from zoo import ZOO, Specimen, samples
 from edgebuild import Workload
 from edgebuild.methods import _distill_data as data
 from edgebuild.methods import _distill_loss as loss
+from edgebuild.methods import distill as distilling
 from edgebuild.methods._batch_norms import fold_batch_norms
 from edgebuild.methods._distill_lesson import common_layout, open_lesson, with_known_answers
 from edgebuild.methods._distill_plan import Grid, Plan
@@ -684,6 +685,23 @@ def test_training_on_a_grid_beats_rounding_afterwards() -> None:
     split = given_workload.validation
     after = error(plain, specimen.network, split)
     assert error(found, specimen.network, split) < 0.7 * after
+
+
+def test_a_changed_network_learns_in_float_before_it_does_on_a_grid(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plans: list[Plan] = []
+
+    def noted(training: Training[Any, Any], *_: object) -> None:
+        plans.append(training.lesson.plan)
+
+    monkeypatch.setattr(distilling, "train", noted)
+    given_workload, option = workload(), "40 steps, qat int8, seed 2"
+    trained(given_workload.network, given_workload, option)
+    assert plans == [Plan(40, Grid.INT8, 2)]
+    plans.clear()
+    trained(disturbed(given_workload.network), given_workload, option)
+    assert plans == [Plan(30, None, 2), Plan(10, Grid.INT8, 2)]
 
 
 # ---- offers and refusals

@@ -167,6 +167,20 @@ def test_integers_that_cost_score_are_trained_on_their_grid(menus: dict[str, Men
     assert not any("qat int8" in option for option in options)
 
 
+def test_rounding_is_left_alone_where_it_is_not_what_cost_the_score(
+    menus: dict[str, Menu],
+) -> None:
+    attempts = [attempt(0.97, 5e-6, steps=100), attempt(0.92, 1e-6, steps=100, integer=True)]
+    given = attempts, menus, Limits(), TRAINING, Beliefs()
+
+    def options(by_rounding: float) -> list[str]:
+        found = next_shapes(*given, by_rounding=lambda _: by_rounding)
+        return [choice.option for one in found for _, choice in one.reshaped]
+
+    assert any("qat int8" in option for option in options(0.9))
+    assert not any("qat int8" in option for option in options(0.1))
+
+
 # ---- the explanation
 
 
