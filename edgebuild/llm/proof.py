@@ -13,6 +13,7 @@ from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.forward import Forward, Tokens, divergence, in_chunks, log_softmax
 from edgebuild.llm.graph import CacheFormat, Logits, decoder_graph, write_graph
 from edgebuild.llm.store import Index
+from edgebuild.runner import machine
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import ParityLost
 from edgebuild.vocabulary.language_model import Proof
@@ -69,7 +70,7 @@ def compare(
     decoder.forget()
     prompt = sequences[0][: len(sequences[0]) // 2].tolist()
     answer = continued(decoder, prompt, ANSWER)
-    return _summed(text, np.concatenate(found), answer)
+    return _summed(text, np.concatenate(found), len(sequences[0]), answer)
 
 
 def _compared(
@@ -90,7 +91,7 @@ def _compared(
         yield np.stack([kl, agrees, *surprises], axis=1)
 
 
-def _summed(text: str, tokens: Floats, answer: Sequence[int]) -> Proof:
+def _summed(text: str, tokens: Floats, longest: int, answer: Sequence[int]) -> Proof:
     kl, agrees = tokens[:, 0], tokens[:, 1]
     wanted, got = (float(np.nanmean(tokens[:, n], dtype=np.float64)) for n in (2, 3))
     if not np.isfinite(kl).all() or kl.mean() > MOST_KL:
@@ -100,10 +101,12 @@ def _summed(text: str, tokens: Floats, answer: Sequence[int]) -> Proof:
     return Proof(
         text=text,
         tokens=len(tokens),
+        longest=longest,
         kl=float(kl.mean(dtype=np.float64)),
         kl_worst=float(kl.max()),
         agreement=float(agrees.mean(dtype=np.float64)),
         perplexity=math.exp(got),
         float_perplexity=math.exp(wanted),
         answer=tuple(answer),
+        where=f"host ({machine()})",
     )
