@@ -11,6 +11,7 @@ Row = dict[str, Any]
 COLUMNS: Mapping[str, Sequence[tuple[str, str, str]]] = {
     "convert": (
         ("model", "model", ""),
+        ("bytes made", "bytes", ",d"),
         ("GB/s", "gb_per_s", ".2f"),
         ("GB per CPU second", "gb_per_cpu_s", ".2f"),
         ("peak RSS, MB", "peak_rss_mb", ".0f"),
@@ -23,6 +24,7 @@ COLUMNS: Mapping[str, Sequence[tuple[str, str, str]]] = {
         ("of the floats", "float_perplexity", ".4g"),
     ),
     "decode": (
+        ("bytes", "bytes", ",d"),
         ("token/s", "tokens_per_s", ".4g"),
         ("prompt token/s", "prefill_tokens_per_s", ".4g"),
         ("own memory, MB", "anon_mb", ".0f"),
@@ -42,8 +44,16 @@ def write_table(results: Path) -> None:
         if rows:
             titles = ["system", *(title for title, _, _ in columns)]
             lines += ["", f"## {task}", "", _line(titles), _line(["-"] * len(titles))]
-            lines += [_line([row["system"], *(_cell(row, c) for c in columns)]) for row in rows]
+            lines += [_line(_cells(row, columns)) for row in rows]
     results.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+def _cells(row: Row, columns: Sequence[tuple[str, str, str]]) -> list[str]:
+    """What failed has its reason instead of figures."""
+    if reason := row.get("error"):
+        said = f"failed: {reason}".replace("|", "\\|")
+        return [row["system"], said, *[""] * (len(columns) - 1)]
+    return [row["system"], *(_cell(row, column) for column in columns)]
 
 
 def _cell(row: Row, column: tuple[str, str, str]) -> str:
