@@ -33,7 +33,8 @@ bench-search: $(INSTALLED)
 	$(BIN)/python benchmarks/search/compare.py
 	$(BIN)/python benchmarks/search/recovery.py
 
-# Forty minutes, twelve gigabytes of disk, and for two of its four tasks Gemma-3-270M.
+# An hour and a half and forty gigabytes of disk; for two of its four tasks Gemma-3-270M. Peers come
+# from PyPI and npm on first use, into the user's cache.
 bench-llm: $(INSTALLED)
 	$(BIN)/python benchmarks/language_models/llm_comparison.py
 

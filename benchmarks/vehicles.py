@@ -1,9 +1,9 @@
 """Workload: tell a vehicle from the rest of the road in crops of 32x32 pixels.
 
 A plain convolutional network of 278 thousand parameters, trained here in a few minutes. The crops
-are cut from GTI and KITTI videos, where neighbors look alike: test is split off by blocks of
-video, and validation likewise, by blocks from all over the training crops. The few crops that
-stand in two splits stay in one only: test before validation before training.
+are cut from GTI and KITTI videos, where neighbors look alike: those of other videos than were
+learned are held out, and half of their blocks are for validation, the other half for test. The few
+crops that stand in two splits stay in one only: test before validation before training.
 
 The data are in no package. EDGEBUILD_DATA names the folder of vehicles_32.npz, with the arrays
 xtr and xte, (count, 32, 32, 3) uint8, and ytr and yte, (count,), 1 where there is a vehicle.
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from edgebuild import Workload
 
 EPOCHS = 9
-# Of each class's crops every seventh block is for validation.
-BLOCKS, HELD_OUT = 70, 7
+# Of each class's crops that are held out every second block of video is for validation.
+BLOCKS = 10
 ORIGIN = (
     "the vehicle detection project of Udacity's CarND (vehicles and non-vehicles, GTI and KITTI), "
     "scaled to 32x32"
@@ -39,8 +39,8 @@ NOTICES = {
 
 def workload() -> Workload:
     file = data_file("vehicles_32.npz", ORIGIN)
-    images, labels, test_images, test_labels = _crops(file)
-    learning, held_out = _split(images, labels, test_images)
+    images, labels, others, other_labels = _crops(file)
+    learning, held_out, tested = _split(images, others, other_labels)
 
     def train() -> Tensors:
         return training.trained(network, images[learning], labels[learning], _augmented, EPOCHS)
@@ -56,8 +56,8 @@ def workload() -> Workload:
         network=classifier.eval(),
         example=(calibration[0][0],),
         calibration=calibration,
-        validation=LabeledImages(images[held_out], labels[held_out], _normalized),
-        test=LabeledImages(test_images, test_labels, _normalized),
+        validation=LabeledImages(others[held_out], other_labels[held_out], _normalized),
+        test=LabeledImages(others[tested], other_labels[tested], _normalized),
         score=accuracy,
         notices=NOTICES,
     )
@@ -85,24 +85,24 @@ def _convolution(channels: int, out_channels: int) -> list[nn.Module]:
 
 
 def _crops(file: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images (count, 3, 32, 32) uint8 and labels (count,) of training, then of test."""
+    """Images (count, 3, 32, 32) uint8 and labels (count,) to learn, then those held out."""
     with np.load(file) as arrays:
-        images, labels, test_images, test_labels = (
+        images, labels, others, other_labels = (
             torch.from_numpy(arrays[name]) for name in ("xtr", "ytr", "xte", "yte")
         )
-    first = [each.permute(0, 3, 1, 2).contiguous() for each in (images, test_images)]
-    return first[0], labels.long(), first[1], test_labels.long()
+    first = [each.permute(0, 3, 1, 2).contiguous() for each in (images, others)]
+    return first[0], labels.long(), first[1], other_labels.long()
 
 
-def _split(images: Tensor, labels: Tensor, test_images: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers of the crops for training, and of those for validation."""
-    is_apart = torch.zeros(len(images), dtype=torch.bool)
+def _split(images: Tensor, others: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers of the images for training; of those held out for validation, and for test."""
+    is_tested = torch.zeros(len(others), dtype=torch.bool)
     for label in torch.unique(labels):
         blocks = torch.tensor_split(torch.where(labels == label)[0], BLOCKS)
-        is_apart[torch.cat(blocks[HELD_OUT - 1 :: HELD_OUT])] = True
-    held_out = is_apart & ~is_in(images, test_images)
-    learning = ~is_apart & ~is_in(images, torch.cat([test_images, images[held_out]]))
-    return torch.where(learning)[0], torch.where(held_out)[0]
+        is_tested[torch.cat(blocks[::2])] = True
+    is_validating = ~is_tested & ~is_in(others, others[is_tested])
+    learning = ~is_in(images, others)
+    return torch.where(learning)[0], torch.where(is_validating)[0], torch.where(is_tested)[0]
 
 
 def _normalized(images: Tensor) -> Tensor:

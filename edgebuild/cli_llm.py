@@ -133,6 +133,7 @@ def build_language_model(
     from edgebuild.llm.mix import Mix
     from edgebuild.report import terminal
     from edgebuild.report.language_model import show_model
+    from edgebuild.report.language_model_html import render_html
     from edgebuild.vocabulary.units import parse_size
     from edgebuild.vocabulary.verdict import Status
 
@@ -145,7 +146,7 @@ def build_language_model(
     folder = out or Path("dist") / f"{checkpoint.stem}-{target.name}"
     console = terminal.stderr()
     with terminal.Bars(console) as bars:
-        model = build.build_model(checkpoint, target, folder, wanted, bars)
+        model = build.build_model(checkpoint, target, folder, wanted, bars, render_html)
     show_model(console, folder, model)
     if as_json:
         print_json(model_as_json(model))

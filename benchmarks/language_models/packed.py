@@ -1,15 +1,14 @@
-"""What Gemma becomes, by us and by onnxruntime's quantizers: how far from its floats, how fast."""
+"""What Gemma becomes, by us, by onnxruntime and by llama.cpp: how far from its floats."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import llama
 import onnx
 import torch
 from onnx import numpy_helper
@@ -19,9 +18,9 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
     KQuantWeightOnlyQuantConfig,
     MatMulNBitsQuantizer,
 )
-from pydantic import TypeAdapter
+from peers import LLAMA, rows_of
+from served import rounded, serving
 
-from edgebuild import generate
 from edgebuild.generate import Decoder
 from edgebuild.llm.calibrate import calibrate, save_importances
 from edgebuild.llm.checkpoint import Checkpoint
@@ -29,7 +28,7 @@ from edgebuild.llm.convert import convert
 from edgebuild.llm.forward import Forward
 from edgebuild.llm.graph import ACCURACY_LEVEL, Logits, decoder_graph, write_graph
 from edgebuild.llm.importance import Importances, choose_importances
-from edgebuild.llm.mix import Mix
+from edgebuild.llm.mix import Layouts, Mix
 from edgebuild.llm.mixed import Limit, choose, survey
 from edgebuild.llm.network import read_network
 from edgebuild.llm.proof import compare
@@ -37,7 +36,6 @@ from edgebuild.llm.source import open_source
 from edgebuild.llm.store import DATA, Index
 from edgebuild.llm.text import Text, open_tokenizer, read_text, write_beside
 from edgebuild.vocabulary.contracts import Progress
-from edgebuild.vocabulary.language_model import Rates
 from edgebuild.vocabulary.units import Bytes
 
 CONTEXT = 512
@@ -69,64 +67,56 @@ def qualities(gguf: Path, text_file: Path, folder: Path, progress: Progress) -> 
     measured = choose_importances(source, save_importances(seen, folder / "seen.safetensors"))
     norms = Importances(source)
 
-    def row(system: str, graph: Path, size: int) -> Row:
-        proof = compare(Decoder(str(graph)), forward, "", text.proving, states, progress)
+    def row(system: str, decoder: Decoder, size: int) -> Row:
+        proof = compare(decoder, forward, "", text.proving, states, progress)
         return {
             **{"task": "quality", "system": system, "model": gguf.stem, "bytes": size},
             **{"kl": proof.kl, "top1": proof.agreement, "perplexity": proof.perplexity},
             "float_perplexity": proof.float_perplexity,
         }
 
+    def ours(system: str, layouts: Layouts, importances: Importances | None) -> Row:
+        progress.say(f"quality, {system}")
+        out = folder / "ours"
+        done = convert(source, out, layouts, progress, importances)
+        decoder = Decoder(str(_graph(forward, done.index, out)))
+        found = row(system, decoder, done.index.size)
+        shutil.rmtree(out)
+        return found
+
+    def of_llama(system: str, ftype: str) -> Iterator[Row]:
+        progress.say(f"quality, {system}")
+        with serving(rounded(gguf, folder, ftype)) as served:
+            found = row(system, served, served.size)
+        sizes[system] = served.size
+        yield found
+
+    # Of systems that others are to be compared with at equal bytes.
+    sizes: dict[str, int] = {}
     for system, layouts, importances in (
         (f"edgebuild {UNIFORM}", Mix.parse(UNIFORM), None),
         (f"edgebuild {UNIFORM}, by norms", Mix.parse(UNIFORM), norms),
         (f"edgebuild {UNIFORM}, by text", Mix.parse(UNIFORM), measured),
         (f"edgebuild {UNIFORM}+int8-head, by text", Mix.parse(f"{UNIFORM}+int8-head"), measured),
     ):
-        progress.say(f"quality, {system}")
-        out = folder / "ours"
-        done = convert(source, out, layouts, progress, importances)
-        if system.endswith(f"{UNIFORM}, by text"):
-            equal = Bytes(done.index.size)
-        yield row(system, _graph(forward, done.index, out), done.index.size)
-        shutil.rmtree(out)
-    progress.say("quality, edgebuild mixed bits, by text")
-    mixed = choose(survey(source, measured, progress), equal, Limit.STORED)
-    done = convert(source, folder / "ours", mixed, progress, measured)
-    graph = _graph(forward, done.index, folder / "ours")
-    yield row("edgebuild mixed bits, by text", graph, done.index.size)
-    shutil.rmtree(folder / "ours")
+        found = ours(system, layouts, importances)
+        if layouts == Mix.parse(UNIFORM):
+            sizes[UNIFORM] = found["bytes"]
+        yield found
+    for ftype in llama.FTYPES:
+        system = f"llama.cpp {ftype}"
+        yield from rows_of(LLAMA, "quality", system, gguf.stem, partial(of_llama, system, ftype))
+    sites = survey(source, measured, progress)
+    for other, size in sizes.items():
+        mixed = choose(sites, Bytes(size), Limit.STORED)
+        yield ours(f"edgebuild mixed bits, by text, as large as {other}", mixed, measured)
     floats = _plain_floats(forward, folder / "floats", progress)
     for system, config in PEERS.items():
         progress.say(f"quality, {system}")
         graph = _quantized(floats, config, folder / "theirs")
-        yield row(system, graph, sum(file.stat().st_size for file in graph.parent.iterdir()))
+        size = sum(file.stat().st_size for file in graph.parent.iterdir())
+        yield row(system, Decoder(str(graph)), size)
         shutil.rmtree(graph.parent)
-
-
-def decodings(gguf: Path, folder: Path, progress: Progress) -> Iterator[Row]:
-    """Tokens a second and memory of our graph, before and after its weights are prepacked."""
-    source = open_source(gguf)
-    forward, out = Forward(source, read_network(source)), folder / "decode"
-    done = convert(source, out, Mix.parse(UNIFORM), progress)
-    write_graph(decoder_graph(forward.network, done.index, CONTEXT), out / generate.GRAPH)
-    for system in ("edgebuild", "edgebuild, prepacked"):
-        progress.say(f"decode, {system}")
-        if system.endswith("prepacked"):
-            generate.prepack(str(out))
-        rates = TypeAdapter(Rates).validate_json(_printed(out, "bench"))
-        bandwidth, read = json.loads(_printed(out, "bandwidth"))["bandwidth"], done.index.size
-        yield {
-            **{"task": "decode", "system": system, "model": gguf.stem, "bytes": read},
-            **{"tokens_per_s": rates.decode, "prefill_tokens_per_s": rates.rows[0].avg_ts},
-            **{"anon_mb": rates.anonymous / 1e6, "mapped_mb": rates.mapped / 1e6},
-            "bandwidth_share": rates.decode * read / bandwidth,
-        }
-
-
-def _printed(folder: Path, command: str) -> str:
-    words = [sys.executable, generate.__file__, "--folder", str(folder), command]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
 def _text(source: Checkpoint, file: Path, folder: Path) -> Text:

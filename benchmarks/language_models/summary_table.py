@@ -12,6 +12,7 @@ Row = dict[str, Any]
 COLUMNS: Mapping[str, Sequence[tuple[str, str, str]]] = {
     "convert": (
         ("model", "model", ""),
+        ("bytes made", "bytes", ",d"),
         ("GB/s", "gb_per_s", ".2f"),
         ("GB per CPU second", "gb_per_cpu_s", ".2f"),
         ("peak RSS, MB", "peak_rss_mb", ".0f"),
@@ -24,6 +25,7 @@ COLUMNS: Mapping[str, Sequence[tuple[str, str, str]]] = {
         ("of the floats", "float_perplexity", ".4g"),
     ),
     "decode": (
+        ("bytes", "bytes", ",d"),
         ("token/s", "tokens_per_s", ".4g"),
         ("prompt token/s", "prefill_tokens_per_s", ".4g"),
         ("own memory, MB", "anon_mb", ".0f"),
@@ -56,10 +58,7 @@ def write_table(results: Path) -> None:
             spread = f"Mean ± standard deviation of {seeds} seeds.\n" if seeds > 1 else ""
             lines += ["", f"## {task}", "", *filter(None, [spread])]
             lines += [_line(titles), _line(["-"] * len(titles))]
-            lines += [
-                _line([some[0]["system"], *(_cell(some, column) for column in columns)])
-                for some in _alike(rows)
-            ]
+            lines += [_line(_cells(some, columns)) for some in _alike(rows)]
     results.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
@@ -80,6 +79,15 @@ def _cell(rows: Sequence[Row], column: tuple[str, str, str]) -> str:
         return format(values[0], column[2])
     mean, spread = statistics.mean(values), statistics.stdev(values)
     return f"{mean:{column[2]}} ± {spread:{column[2]}}"
+
+
+def _cells(rows: Sequence[Row], columns: Sequence[tuple[str, str, str]]) -> list[str]:
+    """What failed has its reason instead of figures."""
+    system = rows[0]["system"]
+    if reason := next((row["error"] for row in rows if row.get("error")), ""):
+        said = f"failed: {reason}".replace("|", "\\|")
+        return [system, said, *[""] * (len(columns) - 1)]
+    return [system, *(_cell(rows, column) for column in columns)]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -7,11 +7,12 @@ import importlib.metadata
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgebuild import generate
-from edgebuild.llm.bundle import LOADER, write_model
+from edgebuild.llm.bundle import LOADER, PAGE, write_model
 from edgebuild.llm.calibrate import Seen, calibrate, save_importances
 from edgebuild.llm.checkpoint import FLOAT_METHODS, Checkpoint
 from edgebuild.llm.convert import convert, refuse_other_content
@@ -20,6 +21,7 @@ from edgebuild.llm.genai import FILE as GENAI
 from edgebuild.llm.genai import genai_config
 from edgebuild.llm.graph import HALVES, CacheFormat, decoder_graph, write_graph
 from edgebuild.llm.importance import Importances, choose_importances
+from edgebuild.llm.matrices import Costs, stored_matrices
 from edgebuild.llm.mix import Layouts, Mix
 from edgebuild.llm.mixed import Limit, choose, survey, weighed
 from edgebuild.llm.network import read_network
@@ -63,9 +65,16 @@ class Wanted:
 
 
 def build_model(
-    path: Path, target: Target, out: Path, wanted: Wanted, progress: Progress
+    path: Path,
+    target: Target,
+    out: Path,
+    wanted: Wanted,
+    progress: Progress,
+    page: Callable[[LanguageModel], str] | None = None,
 ) -> LanguageModel:
     """Plans, calibrates, converts, writes the graph, proves it and records all that.
+
+    `page` turns the record into the report.html that travels with it.
 
     Raises:
         DoesNotFit: too large for the target at any precision; or at the wanted one.
@@ -91,7 +100,7 @@ def build_model(
             if seen
             else Importances(source)
         )
-        layouts = _layouts(forward, option, wanted, importances, text, progress)
+        layouts, costs = _layouts(forward, option, wanted, importances, text, progress)
         done = convert(source, out, layouts, progress, importances if seen else None)
         for file in scratch.glob("*.json"):
             shutil.copyfile(file, out / file.name)
@@ -101,31 +110,36 @@ def build_model(
     first, stops = (tokenizer.first, tokenizer.stops) if tokenizer else (None, ())
     (out / GENAI).write_bytes(genai_config(network, context, first, stops))
     proof = _proof(forward, done.index, out, cache, text, tokenizer, progress)
-    return write_model(
-        out,
-        LanguageModel(
-            edgebuild=importlib.metadata.version("edgebuild"),
-            created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            name=source.decoder.name,
-            family=source.decoder.family,
-            source=path.name,
-            dtypes=tuple(sorted({each.dtype for each in source.tensors.values()})),
-            target=target.name,
-            context=context,
-            cache=option.cache,
-            layouts=Counter(str(entry.layout) for entry in done.index.entries),
-            scales=text.name if text and seen else "extremes",
-            weights_bytes=Bytes(done.index.size),
-            read_bytes=_read(done.index),
-            option=option,
-            room=fit.room,
-            verdict=_verdict(option, fit, target),
-            notes=tuple(notes),
-            versions={each: importlib.metadata.version(each) for each in PACKAGES},
-            proof=proof,
-            unproven="" if proof else _unproven(source),
-        ),
+    model = LanguageModel(
+        edgebuild=importlib.metadata.version("edgebuild"),
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        name=source.decoder.name,
+        family=source.decoder.family,
+        source=path.name,
+        dtypes=tuple(sorted({each.dtype for each in source.tensors.values()})),
+        target=target.name,
+        context=context,
+        cache=option.cache,
+        parameters=fit.parameters,
+        layouts=Counter(str(entry.layout) for entry in done.index.entries),
+        matrices=stored_matrices(source.decoder, done.index, costs),
+        scales=text.name if text and seen else "extremes",
+        weights_bytes=Bytes(done.index.size),
+        read_bytes=_read(done.index),
+        option=option,
+        options=plan(source.decoder, target, wanted.context).options,
+        room=fit.room,
+        verdict=_verdict(option, fit, target),
+        notes=tuple(notes),
+        versions={each: importlib.metadata.version(each) for each in PACKAGES},
+        proof=proof,
+        unproven="" if proof else _unproven(source),
     )
+    # What another build has left there is not about this one.
+    (out / PAGE).unlink(missing_ok=True)
+    if page:
+        (out / PAGE).write_text(page(model), encoding="utf-8")
+    return write_model(out, model)
 
 
 def _fitting(fit: Fit) -> Option:
@@ -178,16 +192,18 @@ def _layouts(
     importances: Importances,
     text: Text | None,
     progress: Progress,
-) -> Layouts:
+) -> tuple[Layouts, Costs]:
     if wanted.limit is None:
-        return Mix.parse(option.precision)
+        return Mix.parse(option.precision), Costs()
     sites = survey(forward.checkpoint, importances, progress)
+    found: Mapping[str, float] = {}
     if text:
         some = text.calibrating[:MEASURED]
-        sites = weighed(sites, sensitivities(forward, sites, some, progress))
+        found = sensitivities(forward, sites, some, progress)
+        sites = weighed(sites, found)
     mixed = choose(sites, wanted.limit, Limit.STORED)
     progress.say(f"chosen: {mixed}")
-    return mixed
+    return mixed, Costs(found, mixed.losses if found else {})
 
 
 def _proof(

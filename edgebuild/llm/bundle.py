@@ -22,6 +22,7 @@ from edgebuild.vocabulary.language_model import SCHEMA, LanguageModel
 
 FILE = "language_model.json"
 LOADER = "run.py"
+PAGE = "report.html"
 # Not part of what was proven: the weights have an index, the journal is for going on, and what is
 # prepacked was made by the device.
 APART = (FILE, DATA, JOURNAL)

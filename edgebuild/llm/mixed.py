@@ -24,7 +24,7 @@ from edgebuild.llm.quantize import dequantize, quantize
 from edgebuild.llm.rows import open_rows
 from edgebuild.llm.store import Entry
 from edgebuild.vocabulary.contracts import Progress
-from edgebuild.vocabulary.decoder import Role, Weights
+from edgebuild.vocabulary.decoder import Decoder, Role, Weights
 from edgebuild.vocabulary.errors import InvalidCheckpoint, InvalidQuantity
 from edgebuild.vocabulary.units import Bytes, format_size
 from edgebuild.vocabulary.weight_format import WeightFormat
@@ -73,11 +73,18 @@ class Site:
 
 @dataclass(frozen=True)
 class Mixed:
-    """A layout for each tensor by its name; floats for all others. `loss` is their sum."""
+    """A layout for each tensor by its name; floats for all others.
+
+    `losses` are the sites', by the name of the first tensor, and `loss` is their sum.
+    """
 
     layouts: Mapping[str, WeightFormat]
-    loss: float = 0.0
+    losses: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float:
+        return sum(self.losses.values())
 
     def of(self, weights: Weights, name: str, /) -> WeightFormat:
         return self.layouts.get(name, KEPT)
@@ -103,9 +110,9 @@ def survey(
             "for floats alone"
         )
     found = []
-    places = list(_places(checkpoint))
-    with progress.step("see what rounding loses", len(places)) as bar:
-        for weights, names in places:
+    sites = list(places(checkpoint.decoder))
+    with progress.step("see what rounding loses", len(sites)) as bar:
+        for weights, names in sites:
             entry = Entry(names[0][0], weights.role, weights.shape, KEPT, (), names[0][1])
             possible = [layout for layout in choices if _is_possible(weights, layout)]
             losses = _losses(checkpoint, entry, importances.of(entry), possible)
@@ -119,12 +126,17 @@ def survey(
 
 
 def weighed(sites: Iterable[Site], sensitivities: Mapping[str, float]) -> tuple[Site, ...]:
-    """With losses times what a relative squared error of one costs at a site's first tensor."""
+    """With losses times what a relative squared error of one costs at a site's first tensor.
+
+    Where that is unknown, it is taken to be the median of all others.
+    """
+    usual = float(np.median(list(sensitivities.values()))) if sensitivities else 1.0
     return tuple(
         replace(
             site,
             roundings=tuple(
-                replace(one, loss=one.loss * sensitivities[site.names[0]]) for one in site.roundings
+                replace(one, loss=one.loss * sensitivities.get(site.names[0], usual))
+                for one in site.roundings
             ),
         )
         for site in sites
@@ -149,12 +161,13 @@ def choose(sites: Sequence[Site], limit: Bytes, counted: Limit = Limit.STORED) -
         layouts.update(dict.fromkeys(site.names, rounding.layout))
         shown = str(rounding.layout)
         counts[shown] = counts.get(shown, 0) + len(site.names)
-    return Mixed(layouts, sum(rounding.loss for rounding in picked), counts)
+    losses = {site.names[0]: one.loss for site, one in zip(sites, picked, strict=True)}
+    return Mixed(layouts, losses, counts)
 
 
-def _places(checkpoint: Checkpoint) -> Iterator[tuple[Weights, list[tuple[str, str]]]]:
-    """Each layer's matrices, experts together."""
-    for weights in checkpoint.decoder.weights:
+def places(decoder: Decoder) -> Iterator[tuple[Weights, list[tuple[str, str]]]]:
+    """Each layer's matrices, experts together, with their names and those of the norms before."""
+    for weights in decoder.weights:
         if weights.role in (Role.VECTOR, Role.ROUTER):
             continue
         for layer in weights.layers:

@@ -13,6 +13,7 @@ from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.forward import Forward, Tokens, divergence, in_chunks, log_softmax
 from edgebuild.llm.graph import CacheFormat, Logits, decoder_graph, write_graph
 from edgebuild.llm.store import Index
+from edgebuild.runner import machine
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import ParityLost
 from edgebuild.vocabulary.language_model import Proof
@@ -69,7 +70,7 @@ def compare(
     decoder.forget()
     prompt = sequences[0][: len(sequences[0]) // 2].tolist()
     answer = continued(decoder, prompt, ANSWER)
-    proof = _summed(text, np.concatenate(found), answer)
+    proof = _summed(text, np.concatenate(found), len(sequences[0]), answer)
     if not math.isfinite(proof.kl) or proof.kl > MOST_KL:
         raise ParityLost(
             f"the packed model is not the network: {proof.kl:.3g} nats from it on {text}"
@@ -93,7 +94,7 @@ def distance(
             wanted = log_softmax(forward.logits(theirs[some]))
             got = log_softmax(other.logits(mine[some]))
             found.append(_by_token(wanted, got, sequence[some.start + 1 : some.stop + 1]))
-    return _summed(text, np.concatenate(found), ())
+    return _summed(text, np.concatenate(found), len(sequences[0]), ())
 
 
 def _compared(
@@ -117,16 +118,18 @@ def _by_token(wanted: Floats, got: Floats, coming: Tokens) -> Floats:
     return np.stack([kl, agrees, *surprises], axis=1)
 
 
-def _summed(text: str, tokens: Floats, answer: Sequence[int]) -> Proof:
+def _summed(text: str, tokens: Floats, longest: int, answer: Sequence[int]) -> Proof:
     kl, agrees = tokens[:, 0], tokens[:, 1]
     wanted, got = (float(np.nanmean(tokens[:, n], dtype=np.float64)) for n in (2, 3))
     return Proof(
         text=text,
         tokens=len(tokens),
+        longest=longest,
         kl=float(kl.mean(dtype=np.float64)),
         kl_worst=float(kl.max()),
         agreement=float(agrees.mean(dtype=np.float64)),
         perplexity=math.exp(got),
         float_perplexity=math.exp(wanted),
         answer=tuple(answer),
+        where=f"host ({machine()})",
     )

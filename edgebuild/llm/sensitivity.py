@@ -36,7 +36,7 @@ def sensitivities(
 ) -> Mapping[str, float]:
     """Nats of KL a token for a relative squared error of one, by the name of a site's tensors.
 
-    Sites that cannot be rounded so coarsely have the median of all others.
+    Sites that cannot be rounded so coarsely are left out.
     """
     groups: dict[tuple[str, int], list[Site]] = {}
     for site in sites:
@@ -57,8 +57,7 @@ def sensitivities(
                 )
                 found.update(dict.fromkeys(names, max(cost, LEAST)))
             bar.advance()
-    usual = float(np.median(list(found.values()))) if found else 1.0
-    return {name: found.get(name, usual) for site in sites for name in site.names}
+    return found
 
 
 def _group(name: str, layers: int) -> tuple[str, int]:

@@ -281,15 +281,15 @@ class Separable:
             own = torch.einsum("apaq->apq", apart)
             each = zip(weight.flatten(2).unbind(1), own, strict=True)
             kernels = torch.cat([low_rank(one, seen, 1)[1] for one, seen in each])
-            mixing = regression(matrix, metric, torch.block_diag(*kernels[:, None]))
+            mixing = regression(matrix, metric, _apart(kernels))
             for _ in range(TURNS):
                 kernels = _kernels(matrix, apart, mixing)
                 # One scale serves all channels when they are quantized.
                 size = torch.einsum("ap,apq,aq->a", kernels, own, kernels).sqrt()
                 kernels = kernels / size.clamp_min(torch.finfo(size.dtype).tiny)[:, None]
-                mixing = regression(matrix, metric, torch.block_diag(*kernels[:, None]))
+                mixing = regression(matrix, metric, _apart(kernels))
             made = kernels.reshape(inputs, 1, high, wide), mixing[..., None, None]
-            return Fit(made, mixing @ torch.block_diag(*kernels[:, None]))
+            return Fit(made, mixing @ _apart(kernels))
 
         return _better_of_two(fitted, weight, moment)
 
@@ -364,6 +364,12 @@ def regression(matrix: Tensor, moment: Tensor, reader: Tensor) -> Tensor:
     read = reader @ moment
     left: Tensor = torch.linalg.solve(read @ reader.T, read @ matrix.T)
     return left.T
+
+
+def _apart(kernels: Tensor) -> Tensor:
+    """Reads each channel with its own kernel, (inputs, places): (inputs, inputs × places)."""
+    eye = torch.eye(len(kernels), dtype=kernels.dtype, device=kernels.device)
+    return torch.einsum("ab,bp->abp", eye, kernels).flatten(1)
 
 
 def _kernels(matrix: Tensor, moment: Tensor, mixing: Tensor) -> Tensor:

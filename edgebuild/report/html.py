@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 from collections.abc import Mapping, Sequence
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from edgebuild.bundles.manifest import Manifest, SiteRecord
 from edgebuild.report import words
@@ -15,6 +10,7 @@ from edgebuild.report._chart import Chart
 from edgebuild.report._frontier import Goal, frontier
 from edgebuild.report._histogram import SHARES, histogram
 from edgebuild.report._layers import layers
+from edgebuild.report._page import fill_in
 from edgebuild.report._timeline import timeline
 from edgebuild.vocabulary.artifact import Arithmetic
 from edgebuild.vocabulary.measurement import Evidence
@@ -39,19 +35,11 @@ TAGS: Mapping[str, str] = {"knee": "knee", "cheapest": "fastest", "best": "best 
 
 def render_html(manifest: Manifest) -> str:
     """Fills in report.html.j2."""
-    environment = Environment(
-        loader=PackageLoader("edgebuild.report", "."),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=True,
-    )
     chosen = next(trial for trial in manifest.tried if trial.recipe == manifest.recipe)
     rows = layers(manifest.recipe, manifest.census, _losses(manifest))
-    return environment.get_template("report.html.j2").render(
+    return fill_in(
+        "report.html.j2",
         manifest=manifest,
-        words=words,
-        Evidence=Evidence,
         headlines=_headlines(manifest),
         titles=HEADLINES,
         chosen=chosen,
@@ -72,8 +60,6 @@ def render_html(manifest: Manifest) -> str:
         frontiers=_frontiers(manifest, chosen),
         timeline=timeline(manifest.census, _profile(manifest)),
         histogram=histogram(manifest.measurement),
-        plotly=_packed(get_plotlyjs()),
-        plotly_version=get_plotlyjs_version(),
     )
 
 
@@ -140,8 +126,3 @@ def _frontiers(manifest: Manifest, chosen: Trial) -> list[Chart]:
 def _profile(manifest: Manifest) -> str:
     figure = manifest.figures["integer_time"]
     return f"{words.evidence(figure)} by the profile of {manifest.artifact.runtime}"
-
-
-def _packed(script: str) -> str:
-    """A third of its size, as text; the same for the same script."""
-    return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()

@@ -11,8 +11,20 @@ from edgebuild.vocabulary.measurement import Evidence, Figure, Percentile, Susta
 from edgebuild.vocabulary.offer import Choice, PartKind
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.trial import Parity, Trial
-from edgebuild.vocabulary.units import format_power, format_share, format_size, format_time
-from edgebuild.vocabulary.verdict import BudgetLine, Status
+from edgebuild.vocabulary.units import (
+    format_energy,
+    format_power,
+    format_share,
+    format_size,
+    format_time,
+)
+from edgebuild.vocabulary.verdict import BudgetLine, Status, Verdict
+
+
+def format_tokens(rate: float) -> str:
+    """ "8.31 tokens/s", "26,000 tokens/s"."""
+    return f"{rate:,.0f} tokens/s" if rate >= 100 else f"{rate:.3g} tokens/s"
+
 
 FORMATS: Mapping[str, Callable[[float], str]] = {
     "latency_p50": format_time,
@@ -26,6 +38,13 @@ FORMATS: Mapping[str, Callable[[float], str]] = {
     "accuracy_drop": format_share,
     "integer_kernels": format_share,
     "integer_time": format_share,
+    "kl": lambda nats: f"{nats:.3g} nats",
+    "agreement": format_share,
+    "perplexity": lambda value: f"{value:.4g}",
+    "decode": format_tokens,
+    "decode_bound": format_tokens,
+    "prefill_bound": format_tokens,
+    "energy_floor": format_energy,
 }
 # What a table of trials shows of each, in order.
 TRIED = ("score", "storage", "latency_p50", "latency_p99", "memory", "integer_kernels")
@@ -136,15 +155,20 @@ def verdict(manifest: Manifest) -> str:
     found, target = manifest.verdict, manifest.target.name
     binding = found.binding
     if found.status is Status.BREACHED and binding is not None:
-        title, limit, shown, _, _ = line(binding)
-        return (
-            f"Does not fit {target}: {title} is {shown}, budget {limit}. {_origin(manifest)}; "
-            f"{next_step(binding)}"
-        )
+        return f"{judged(found, target)} {_origin(manifest)}; {next_step(binding)}"
     if not found.lines:
         return f"No budget was stated for {target}; pass --latency, --memory … to have one judged."
-    counts = [f"{_count(manifest, status)} {status}" for status in Status]
-    said = ", ".join(count for count in counts if not count.startswith("0 "))
+    return judged(found, target)
+
+
+def judged(found: Verdict, target: str) -> str:
+    """The line that is breached the most, or how many lines were judged how."""
+    binding = found.binding
+    if found.status is Status.BREACHED and binding is not None:
+        title, limit, shown, _, _ = line(binding)
+        return f"Does not fit {target}: {title} is {shown}, budget {limit}."
+    counts = Counter(each.status for each in found.lines)
+    said = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
     return f"No budget line of {target} is breached: {said}."
 
 
@@ -167,10 +191,6 @@ def next_step(binding: BudgetLine) -> str:
         "accuracy_drop": "--accuracy-drop",
     }[binding.name]
     return f"raise {option}, or choose another target or a smaller network"
-
-
-def _count(manifest: Manifest, status: Status) -> int:
-    return sum(found.status is status for found in manifest.verdict.lines)
 
 
 def price(site: SiteRecord) -> float:

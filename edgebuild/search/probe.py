@@ -119,12 +119,12 @@ def _runtimes(
         version = ""
         with progress.step(f"Probing {runtime.name}", total=TURNS * len(made)) as step:
             for _ in range(TURNS):
-                for one, samples in zip(made, timed, strict=True):
+                for one, turns in zip(made, timed, strict=True):
                     sample, version = _timed(one, device, runtime.threads)
-                    samples.append(sample)
+                    turns.append(sample)
                     step.advance(one.name)
-        networks = tuple(map(undisturbed, timed))
-        yield ProbedRuntime(runtime.name, version, runtime.threads, networks)
+        samples = tuple(map(undisturbed, timed))
+        yield ProbedRuntime(runtime.name, version, runtime.threads, samples)
 
 
 def undisturbed(turns: Sequence[NetworkSample]) -> NetworkSample:

@@ -20,21 +20,25 @@ class Proof:
 
     Attributes:
         text: what was read; no choice saw it.
+        longest: tokens of a stretch: what happens at later places of a context was not compared.
         kl: nats a token, from the float network to the model; `kl_worst` at its worst token.
         agreement: how often both expect the same token first.
         perplexity: of the model; `float_perplexity` of the network.
         answer: what it goes on with, each token the likeliest, after half a stretch of the text.
         answer_text: the same as text.
+        where: the machine that both ran on.
     """
 
     text: str
     tokens: int
+    longest: int
     kl: float
     kl_worst: float
     agreement: float
     perplexity: float
     float_perplexity: float
     answer: tuple[int, ...]
+    where: str
     answer_text: str = ""
     evidence: Evidence = Evidence.MEASURED
 
@@ -74,15 +78,40 @@ class Shrunk:
 
 
 @dataclass(frozen=True)
+class StoredMatrix:
+    """The matrices of one kind in one layer, its experts together: they are stored alike.
+
+    Attributes:
+        kind: the name without the layer's number, as in "self_attn.q_proj".
+        layer: None where the network has it once.
+        count: matrices, each of so many `elements`; `size` is bytes of all of them.
+        sensitivity: nats of KL a token that a relative squared error of one costs, measured on the
+            text with its neighbors of the same kind; None where nobody measured.
+        loss: nats a token that the layout is expected to cost by that.
+    """
+
+    kind: str
+    layer: int | None
+    layout: str
+    count: int
+    elements: int
+    size: Bytes
+    sensitivity: float | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
 class LanguageModel:
     """The manifest of a language model's bundle.
 
     Attributes:
         source: the checkpoint's name; `dtypes` are the types that its tensors were stored in.
         layouts: how many tensors are stored in each format.
+        matrices: all of them, but for the norms, biases and routers, which stay floats.
         scales: what scales were chosen by: extremes, or a text.
         read_bytes: what one token reads of the weights.
-        option: what was planned for the target, by arithmetic.
+        option: what was planned for the target, by arithmetic; `options` are all precisions that
+            are offered there, from the most precise to the smallest.
         proof: None where nothing could be compared, and `unproven` says why.
         files: the SHA-256 of every file but the weights, whose index has their hashes.
     """
@@ -96,11 +125,14 @@ class LanguageModel:
     target: str
     context: int
     cache: str
+    parameters: int
     layouts: Mapping[str, int]
+    matrices: tuple[StoredMatrix, ...]
     scales: str
     weights_bytes: Bytes
     read_bytes: Bytes
     option: Option
+    options: tuple[Option, ...]
     room: Room
     verdict: Verdict
     notes: tuple[str, ...]

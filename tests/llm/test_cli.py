@@ -90,6 +90,7 @@ def test_build_bench_verify_and_chat(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     model = json.loads(done.stdout)
     assert model["proof"]["evidence"] == "measured"
+    assert "report.html" in model["files"]
     assert "nats of KL" in done.stderr
     benched = edgebuild("bench", out, "--prompt", "16", "--new", "8", "--json")
     assert benched.returncode == 0, benched.stderr

@@ -6,14 +6,8 @@ What only a browser can tell is tried in headless Chromium where there is one.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
-from html.parser import HTMLParser
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from report.pages import DARK, LONG, NASTY, Browse, Opened, read, rows
 
 from edgebuild import catalog
 from edgebuild.bundles.manifest import Bundle, Manifest, PlannedRecord, SiteRecord
@@ -42,60 +37,6 @@ from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.units import Bytes, Seconds, format_time
 from edgebuild.vocabulary.verdict import BudgetLine, Status, Verdict
-
-NASTY = "</script><script>alert('&amp;')</script>{{ 7 * 7 }}"
-LONG = "a name that goes on and on, " * 4 + "and_one_without_any_space_in_it_" * 3
-
-# ---- reading the page
-
-
-@dataclass
-class Read(HTMLParser):
-    """The rows of every table as texts, by the heading above it; and the spans of figures."""
-
-    tables: dict[str, list[list[str]]] = field(default_factory=dict)
-    figures: list[tuple[str, str]] = field(default_factory=list)
-    heading: str = ""
-    text: str = ""
-    kind: str = ""
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        css = dict(attrs).get("class") or ""
-        if tag in ("h2", "h3", "th", "td"):
-            self.text = ""
-        if tag == "br":
-            self.text += " "
-        if tag == "tr":
-            self.tables.setdefault(self.heading, []).append([])
-        self.kind = css if tag == "span" and css.startswith("figure") else ""
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self.kind:
-            self.figures.append((self.kind.removeprefix("figure "), data))
-
-    def handle_endtag(self, tag: str) -> None:
-        self.kind = ""
-        text = " ".join(self.text.split())
-        if tag in ("h2", "h3"):
-            self.heading = text
-        if tag in ("th", "td"):
-            self.tables[self.heading][-1].append(text)
-
-
-def read(page: str) -> Read:
-    found = Read()
-    found.feed(page)
-    return found
-
-
-def rows(page: str, heading: str) -> list[list[str]]:
-    """The cells under a heading, without the head's."""
-    return read(page).tables[heading][1:]
-
 
 TRIED = "What was tried, and why it was not taken"
 LAYERS = "Every layer"
@@ -477,75 +418,6 @@ def test_a_timeline_is_as_long_as_its_kernels_together(runs: list[KernelRun]) ->
 
 
 # ---- in a browser
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-DARK = "--blink-settings=preferredColorScheme=0"
-# Waits for the charts, then writes down what only the page itself knows.
-PROBE = """
-<pre id="probe"></pre>
-<script>
-const timer = setInterval(() => {
-  const charts = [...document.querySelectorAll(".chart")];
-  if (!charts.every((chart) => chart.querySelector("svg.main-svg"))) return;
-  clearInterval(timer);
-  document.getElementById("probe").textContent = JSON.stringify({
-    verdict: document.querySelector(".verdict").innerText,
-    charts: charts.map((chart) =>
-      [...chart.querySelectorAll(".main-svg")].map((layer) => layer.textContent).join(" ")),
-    points: document.querySelectorAll(".scatterlayer .point").length,
-    bars: document.querySelectorAll(".barlayer .point").length,
-    ink: getComputedStyle(document.body).color,
-    chartInk: getComputedStyle(document.querySelector(".main-svg .xtick text")).fill,
-    width: innerWidth,
-    needed: document.documentElement.scrollWidth,
-    requests: performance.getEntriesByType("resource").map((entry) => entry.name),
-  });
-}, 50);
-</script>
-</body>
-"""
-
-
-@dataclass(frozen=True)
-class Opened:
-    """What a page said of itself once it was drawn, and what the browser complained about."""
-
-    said: dict[str, Any]
-    complaints: list[str]
-
-
-Browse = Callable[..., Opened]
-
-
-@pytest.fixture(scope="module")
-def browse(tmp_path_factory: pytest.TempPathFactory) -> Browse:
-    """Opens a page in headless Chromium."""
-    given = os.environ.get("CHROMIUM")
-    found = given or next(filter(None, map(shutil.which, NAMES)), None)
-    if not found:
-        pytest.skip("no Chromium found: apt install chromium, or set CHROMIUM to its path")
-    return partial(_open, found, tmp_path_factory.mktemp("browser"))
-
-
-def _open(chromium: str, folder: Path, page: str, *options: str, width: int = 1280) -> Opened:
-    path = folder / "report.html"
-    path.write_text(page.replace("</body>", PROBE), encoding="utf-8")
-    done = subprocess.run(
-        [
-            *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-            *("--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom"),
-            *(f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900"),
-            *(*options, path.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    complaints = [line for line in done.stderr.splitlines() if ":CONSOLE:" in line]
-    found = re.search(r'<pre id="probe">(.+)</pre>', done.stdout)
-    assert found, f"the charts were never drawn: {complaints}"
-    return Opened(json.loads(found[1].replace("&amp;", "&")), complaints)
 
 
 @pytest.fixture(scope="module")

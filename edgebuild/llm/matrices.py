@@ -1,0 +1,56 @@
+"""Tells of every matrix how it is stored, and what is known of what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from edgebuild.llm.mixed import places
+from edgebuild.llm.store import Entry, Index
+from edgebuild.vocabulary.decoder import Decoder, Weights
+from edgebuild.vocabulary.language_model import StoredMatrix
+from edgebuild.vocabulary.units import Bytes
+
+LAYER, ONCE = "model.layers.{layer}.", "model."
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a text has shown of the matrices, in nats of KL a token; empty where none was given.
+
+    Attributes:
+        sensitivities: what a relative squared error of one costs, by the tensors' names.
+        losses: what the chosen layouts are expected to cost, by the first tensor of each site.
+    """
+
+    sensitivities: Mapping[str, float] = field(default_factory=dict)
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+
+def stored_matrices(decoder: Decoder, index: Index, costs: Costs) -> tuple[StoredMatrix, ...]:
+    """The matrices of every layer, in the order of the checkpoint's own description."""
+    entries = {entry.name: entry for entry in index.entries}
+    return tuple(
+        _stored(weights, [entries[name] for name, _ in names], costs)
+        for weights, names in places(decoder)
+    )
+
+
+def _stored(weights: Weights, entries: Sequence[Entry], costs: Costs) -> StoredMatrix:
+    first = entries[0]
+    return StoredMatrix(
+        kind=_kind(weights.name),
+        layer=weights.layers[0] if weights.name.startswith(LAYER) else None,
+        layout=str(first.layout),
+        count=len(entries),
+        elements=weights.elements,
+        size=Bytes(len(entries) * first.layout.size(first.rows, first.inputs)),
+        sensitivity=costs.sensitivities.get(first.name),
+        loss=costs.losses.get(first.name),
+    )
+
+
+def _kind(name: str) -> str:
+    """ "mlp.down_proj" of "model.layers.{layer}.mlp.down_proj.weight"."""
+    own = name.removeprefix(LAYER).removeprefix(ONCE).removesuffix(".weight")
+    return own.replace("{expert}", "*")
