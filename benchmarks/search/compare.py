@@ -37,7 +37,7 @@ MINUTES = {
     "sentences": 1.0,
     "pedestrians": 0.75,
 }
-# Half of the point that speeds are compared at: of what validation data chose, test data think less.
+# Half of the point at which speeds are compared: test data think less of what others chose.
 DROP = "0.5 %"
 RESULTS = HERE.parent / "results" / "search.json"
 

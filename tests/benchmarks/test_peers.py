@@ -87,9 +87,10 @@ def test_another_release_is_another_folder() -> None:
 
 def test_tables_give_reasons_instead_of_figures(tmp_path: Path) -> None:
     rows = [
-        {"task": "decode", "system": "edgebuild", "tokens_per_s": 123.4, "bytes": 1000},
-        {"task": "decode", "system": "other", "error": "other 1.0: a | b"},
+        {"system": "edgebuild", "tokens_per_s": 123.4, "bytes": 1000},
+        {"system": "other", "error": "other 1.0: a | b"},
     ]
+    rows = [{"task": "decode", "model": "a model", **row} for row in rows]
     machine = {"processor": "a CPU", "cores": 2}
     results = tmp_path / "llm.json"
     results.write_text(json.dumps({"machine": machine, "rows": rows}))
