@@ -137,7 +137,10 @@ def build(
     accuracy_drop: Annotated[
         str | None, typer.Option(help="Points of score below the network's own: 1%.")
     ] = None,
-    formats: Annotated[list[str] | None, typer.Option("--format", help="Only these.")] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="Only these; of a language model: onnx, or tflite."),
+    ] = None,
     precisions: Annotated[
         list[Precision] | None, typer.Option("--precision", help="Only these.")
     ] = None,
@@ -197,12 +200,12 @@ def build(
         unused: dict[str, object] = {
             **{"latency": latency, "memory": memory, "download": download, "power": power},
             **{"rate": rate, "accuracy_drop": accuracy_drop, "minutes": minutes},
-            **{"format": formats, "precision": precisions, "method": methods},
+            **{"precision": precisions, "method": methods},
             **{"device": device, "emulate": emulate, "seed": seed},
             "prefer": prefer is not Preference.SCORE,
         }
         refuse_options(unused, "language models")
-        wanted = Wanted(context or CONTEXT, weights, storage, text)
+        wanted = Wanted(context or CONTEXT, weights, storage, text, formats or ())
         build_language_model(Path(workload), profile, out, wanted, strict, as_json)
         return
     refuse_options({"weights": weights, "context": context, "text": text}, "this kind of network")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -117,6 +117,13 @@ class Wanted:
     weights: str | None
     storage: str | None
     text: Path | None
+    formats: Sequence[str]
+
+    @property
+    def format(self) -> str:
+        if len(self.formats) > 1:
+            raise InputError("--format: a language model's bundle has one format")
+        return self.formats[0] if self.formats else "onnx"
 
 
 def build_language_model(
@@ -142,6 +149,7 @@ def build_language_model(
         Mix.parse(asked.weights) if asked.weights else None,
         parse_size(asked.storage) if asked.storage else None,
         asked.text,
+        asked.format,
     )
     folder = out or Path("dist") / f"{checkpoint.stem}-{target.name}"
     console = terminal.stderr()

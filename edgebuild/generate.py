@@ -1,12 +1,13 @@
-"""Runs a language model's graph. Travels with bundles: needs Python 3.8, numpy and onnxruntime.
+"""Runs a language model. Travels with bundles: needs Python 3.8, numpy and the model's runtime.
 
     python run.py bench --prompt 512 --new 128
     python run.py generate --ids 1,2,3 --new 32
     python run.py prepack
     python run.py bandwidth
 
-Every command prints one JSON object. Exit codes: 0 right, 2 what cannot be used, 4 the runtime is
-missing; a reason in one line.
+The runtime is onnxruntime for a model.onnx, ai-edge-litert for a model.tflite. Every command prints
+one JSON object. Exit codes: 0 right, 2 what cannot be used, 4 the runtime is missing or too old; a
+reason in one line.
 """
 # This file travels: it must run on Python 3.8 and with numpy 1, so no newer syntax here.
 
@@ -17,24 +18,32 @@ import hashlib
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-# The graph, and the index with the hashes of its weights.
-GRAPH, INDEX = "model.onnx", "weights.json"
+# The graph, and the index with the hashes of its weights; or LiteRT's one file.
+GRAPH, INDEX, LITE = "model.onnx", "weights.json", "model.tflite"
+# What says how a bundle was built.
+MANIFEST = "language_model.json"
 # Where weights lie as this machine's kernels want them, and what says for which machine that is.
 PREPACKED, STAMP = "prepacked", "made-for.txt"
 CONTEXT_KEY = "edgebuild.context"
 # Tokens of a prompt that are run at once: more would need more memory and gain little.
 CHUNK = 128
+# Every vocabulary has more tokens than this; which ones are read takes no other time.
+COMMON = 64
+# What is added to the scores of places that a token must not see.
+UNSEEN = np.float32(-1e9)
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
@@ -93,12 +102,130 @@ class Decoder:
         return logits
 
 
-def measured(decoder: Decoder, prompts: Sequence[int], new: int, repeats: int) -> dict[str, Any]:
+class LiteDecoder:
+    """The same of a .tflite as litert-torch exports it, which has two signatures.
+
+    `prefill_N` reads N tokens and gives no logits, `decode` reads one and gives them; both take the
+    keys and values, and give them back with those of what they have read.
+    """
+
+    def __init__(self, graph: str, threads: int = 0) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.graph = graph
+        interpreter = Interpreter(model_path=graph, num_threads=threads or os.cpu_count())
+        names = interpreter.get_signature_list()
+        (prefill,) = [name for name in names if name.startswith("prefill_")]
+        self._prefill = interpreter.get_signature_runner(prefill)
+        self._decode = interpreter.get_signature_runner("decode")
+        self.chunk = int(self._prefill.get_input_details()["tokens"]["shape"][1])
+        inputs = self._decode.get_input_details()
+        self.context = int(inputs["mask"]["shape"][-1])
+        self.length = 0
+        self._cache = {
+            name: np.zeros(about["shape"], about["dtype"])
+            for name, about in inputs.items()
+            if name.startswith("kv_cache_")
+        }
+        # The first run repacks the weights, which is part of loading them.
+        with hushed():
+            self.read([0])
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self.length = 0
+
+    def read(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits [1, vocabulary] of what comes after the tokens.
+
+        Raises:
+            ValueError: more tokens than there is room for.
+        """
+        if self.length + len(tokens) > self.context:
+            count = self.length + len(tokens)
+            raise ValueError(f"{count} tokens: the model was built for {self.context}")
+        self.prefill(tokens[:-1])
+        logits: np.ndarray = self._run(self._decode, tokens[-1:], 1)["logits"][0]
+        return logits
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Reads tokens without asking what comes after them."""
+        for at in range(0, len(tokens), self.chunk):
+            some = tokens[at : at + self.chunk]
+            if self.length + self.chunk <= self.context:
+                # What is read beyond the tokens is overwritten before anything looks at it.
+                self._run(self._prefill, some, self.chunk)
+                continue
+            # A whole chunk would be written in another place: the runtime moves it back to fit.
+            for token in some:
+                self._run(self._decode, [token], 1)
+
+    def _run(self, signature: Any, tokens: Sequence[int], size: int) -> dict[str, np.ndarray]:
+        ids = np.zeros((1, size), np.int32)
+        ids[0, : len(tokens)] = tokens
+        places = np.arange(self.length, self.length + size, dtype=np.int32)
+        is_seen = np.arange(self.context) <= places[:, None]
+        mask = np.where(is_seen, np.float32(0), UNSEEN)[None, None]
+        found: dict[str, np.ndarray] = signature(
+            tokens=ids, input_pos=places, mask=mask, **self._cache
+        )
+        self._cache = {name: found[name] for name in self._cache}
+        self.length += len(tokens)
+        return found
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Turns away what C++ code says on stderr when all is well."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def open_decoder(folder: str, threads: int = 0) -> Decoder | LiteDecoder:
+    """What runs a bundle.
+
+    Raises:
+        ImportError: its runtime is missing, or so old that it computes something else.
+    """
+    lite = os.path.join(folder, LITE)
+    if not os.path.exists(lite):
+        return Decoder(graph_of(folder), threads)
+    refuse_old_runtime(folder)
+    return LiteDecoder(lite, threads)
+
+
+def refuse_old_runtime(folder: str) -> None:
+    """Old releases of LiteRT compute something else, and say nothing."""
+    from importlib.metadata import version
+
+    with open(os.path.join(folder, MANIFEST), encoding="utf-8") as file:
+        oldest = json.load(file)["minimum_runtime"]
+    for package, needed in oldest.items():
+        found = version(package)
+        if numbers_in(found) < numbers_in(needed):
+            raise ImportError(
+                f"{package} {found} is not known to run this rightly, {needed} is", name=package
+            )
+
+
+def numbers_in(release: str) -> tuple[int, ...]:
+    """(2, 14, 0) for "2.14.0"."""
+    return tuple(int(number) for number in re.findall(r"\d+", release))
+
+
+def measured(decoder: Any, prompts: Sequence[int], new: int, repeats: int) -> dict[str, Any]:
     """Rates as llama-bench gives them, one row for each test, and times to a first token."""
     rows, first = [], []
     chance = np.random.default_rng(0)
     for prompt in prompts:
-        tokens = chance.integers(1, 100, prompt).tolist()
+        tokens = chance.integers(1, COMMON, prompt).tolist()
         taken = []
         for _ in range(repeats + 1):
             decoder.forget()
@@ -109,7 +236,7 @@ def measured(decoder: Decoder, prompts: Sequence[int], new: int, repeats: int) -
         rows.append(row(f"pp{prompt}", prompt, 0, taken[1:]))
         first += [each / 1e9 for each in taken[1:]]
     decoder.forget()
-    decoder.read(chance.integers(1, 100, prompts[0]).tolist())
+    decoder.read(chance.integers(1, COMMON, prompts[0]).tolist())
     steps = []
     for _ in range(min(new * repeats, decoder.context - decoder.length)):
         began = time.perf_counter_ns()
@@ -180,6 +307,8 @@ def prepack(folder: str) -> None:
 
     They are then clean pages of a file, and no memory of the process's own.
     """
+    if os.path.exists(os.path.join(folder, LITE)):
+        raise ValueError(f"{LITE} is not prepacked: LiteRT repacks its weights as it loads them")
     import onnxruntime
 
     place = os.path.join(folder, PREPACKED)
@@ -229,7 +358,7 @@ def graph_of(folder: str) -> str:
     return os.path.join(folder, GRAPH)
 
 
-def continued(decoder: Decoder, tokens: Sequence[int], new: int) -> list[int]:
+def continued(decoder: Any, tokens: Sequence[int], new: int) -> list[int]:
     """The tokens that a prompt goes on with, each the likeliest."""
     logits, found = decoder.read(tokens), []
     for _ in range(new):
@@ -263,7 +392,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     if asked.command == "bandwidth":
         return {"bandwidth": bandwidth(asked.threads or os.cpu_count() or 1)}
     before, began = memory(), time.perf_counter()
-    decoder = Decoder(graph_of(asked.folder), asked.threads)
+    decoder = open_decoder(asked.folder, asked.threads)
     load = time.perf_counter() - began
     if asked.command == "generate":
         ids = [int(each) for each in asked.ids.split(",")]
@@ -287,7 +416,9 @@ if __name__ == "__main__":
     try:
         print(json.dumps(main(sys.argv[1:])))
     except ImportError as missing:
-        print(f"{missing}: pip install onnxruntime numpy", file=sys.stderr)
+        is_lite = (missing.name or "").startswith(("ai_edge_litert", "ai-edge-litert"))
+        runtime = "ai-edge-litert" if is_lite else "onnxruntime"
+        print(f"{missing}: pip install --upgrade {runtime} numpy", file=sys.stderr)
         sys.exit(4)
     except Exception as problem:
         print(str(problem).splitlines()[0], file=sys.stderr)

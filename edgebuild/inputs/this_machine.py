@@ -8,6 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgebuild.vocabulary.units import Bytes
+
+CGROUP = "/sys/fs/cgroup"
+
 
 @dataclass(frozen=True)
 class _Isa:
@@ -56,11 +60,27 @@ def detected_facts(runtimes: Iterable[str]) -> dict[tuple[str, ...], tuple[objec
     return facts
 
 
+def available_memory() -> Bytes:
+    """What a new process may take before something has to go.
+
+    The kernel's estimate, or what the container's limit leaves where that is less; pages of files
+    that nobody has touched lately count as free.
+    """
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", _text_of("/proc/meminfo"), re.MULTILINE)
+    free = int(found[1]) * 1024 if found else _usable_ram()
+    limit = _text_of(f"{CGROUP}/memory.max").strip()
+    if limit.isdecimal():
+        used = int(_text_of(f"{CGROUP}/memory.current") or 0)
+        idle = re.search(r"^inactive_file (\d+)", _text_of(f"{CGROUP}/memory.stat"), re.MULTILINE)
+        free = min(free, int(limit) - used + (int(idle[1]) if idle else 0))
+    return Bytes(max(free, 0))
+
+
 def _usable_ram() -> int:
     """Physical memory, or the container's limit where that is lower."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in ("memory.max", "memory/memory.limit_in_bytes"):
-        text = _text_of(f"/sys/fs/cgroup/{file}").strip()
+        text = _text_of(f"{CGROUP}/{file}").strip()
         limits += [int(text)] if text.isdecimal() and int(text) > 0 else []
     return min(limits)
 

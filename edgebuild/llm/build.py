@@ -6,62 +6,33 @@ import datetime
 import importlib.metadata
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from edgebuild import generate
-from edgebuild.llm.bundle import LOADER, PAGE, write_model
-from edgebuild.llm.calibrate import Seen, calibrate, save_importances
+from edgebuild.llm.bundle import FILE, LOADER, PAGE, write_model
 from edgebuild.llm.checkpoint import FLOAT_METHODS, Checkpoint
-from edgebuild.llm.convert import convert, refuse_other_content
+from edgebuild.llm.convert import refuse_other_content
 from edgebuild.llm.forward import Forward
-from edgebuild.llm.genai import FILE as GENAI
-from edgebuild.llm.genai import genai_config
-from edgebuild.llm.graph import HALVES, CacheFormat, decoder_graph, write_graph
-from edgebuild.llm.importance import Importances, choose_importances
-from edgebuild.llm.matrices import Costs, stored_matrices
-from edgebuild.llm.mix import Layouts, Mix
-from edgebuild.llm.mixed import Limit, choose, survey, weighed
 from edgebuild.llm.network import read_network
+from edgebuild.llm.onnx import Onnx
+from edgebuild.llm.packing import Job, Packer, Written
+from edgebuild.llm.packing import Wanted as Wanted
 from edgebuild.llm.plan import plan
-from edgebuild.llm.proof import prove
-from edgebuild.llm.sensitivity import sensitivities
 from edgebuild.llm.source import open_source
-from edgebuild.llm.store import Index
-from edgebuild.llm.text import Text, Tokenizer, open_tokenizer, read_text, write_beside
+from edgebuild.llm.text import Tokenizer, open_tokenizer, read_text, write_beside
+from edgebuild.llm.tflite import Tflite
 from edgebuild.vocabulary.contracts import Progress
-from edgebuild.vocabulary.decoder import Role
-from edgebuild.vocabulary.errors import DoesNotFit, InputError, MissingPackage
+from edgebuild.vocabulary.errors import DoesNotFit, InputError, MissingPackage, did_you_mean
 from edgebuild.vocabulary.fit import Fit, Loading, Option
 from edgebuild.vocabulary.language_model import LanguageModel, Proof
 from edgebuild.vocabulary.measurement import Evidence, Figure
 from edgebuild.vocabulary.target import Target
-from edgebuild.vocabulary.units import Bytes
 from edgebuild.vocabulary.verdict import BudgetLine, Status, Verdict
 
+PACKERS: Mapping[str, Packer] = {"onnx": Onnx(), "tflite": Tflite()}
 WITHOUT_TEXT = "no text was given: --text FILE calibrates with one half and proves with the other"
-# Stretches of the text that tell what errors cost: each is run some thirty times.
-MEASURED = 1
-PACKAGES = ("onnxruntime", "onnx", "numpy", "tokenizers")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is asked of a bundle.
-
-    Attributes:
-        context: tokens that the cache holds.
-        weights: a precision; the most precise that fits unless given.
-        limit: bytes of the file, within which every matrix gets its own bits.
-        text: what to calibrate and to prove with.
-    """
-
-    context: int = 4096
-    weights: Mix | None = None
-    limit: Bytes | None = None
-    text: Path | None = None
 
 
 def build_model(
@@ -72,44 +43,38 @@ def build_model(
     progress: Progress,
     page: Callable[[LanguageModel], str] | None = None,
 ) -> LanguageModel:
-    """Plans, calibrates, converts, writes the graph, proves it and records all that.
+    """Plans, packs, proves and records all that.
 
     `page` turns the record into the report.html that travels with it.
 
     Raises:
-        DoesNotFit: too large for the target at any precision; or at the wanted one.
+        DoesNotFit: too large for the target at any precision, or at the wanted one; or for this
+            machine, where the format's converter needs the whole network in memory.
         InputError: a checkpoint, text or folder that cannot be used.
-        NotExportable: a family that no graph is made of.
+        NotExportable: a family that the format has no graph for.
         ParityLost: the packed model does not compute what the network does.
     """
+    packer = _packer(wanted.format)
     source = open_source(path)
+    packer.refuse(source, target, wanted)
     network = read_network(source)
-    fit = plan(source.decoder, target, wanted.context, wanted.weights)
+    fit = plan(source.decoder, target, wanted.context, wanted.weights, packer.engine)
     option = _fitting(fit)
-    refuse_other_content(out)
+    refuse_other_content(out, packer.own_files)
     with tempfile.TemporaryDirectory(prefix="edgebuild-") as name:
         scratch = Path(name)
         notes = list(fit.notes)
         tokenizer = _tokenizer(source, scratch, notes)
         text = read_text(wanted.text, tokenizer, path, wanted.context) if wanted.text else None
-        forward = Forward(source, network)
-        seen = _seen(forward, text, progress)
-        cache = _cache(option, seen)
-        importances = (
-            choose_importances(source, save_importances(seen, scratch / "importances.safetensors"))
-            if seen
-            else Importances(source)
-        )
-        layouts, costs = _layouts(forward, option, wanted, importances, text, progress)
-        done = convert(source, out, layouts, progress, importances if seen else None)
+        # What an earlier build has recorded there is not about this one.
+        for stale in (FILE, PAGE):
+            (out / stale).unlink(missing_ok=True)
+        job = Job(Forward(source, network), option, wanted.limit, text, tokenizer)
+        written = packer.pack(job, out, progress)
         for file in scratch.glob("*.json"):
             shutil.copyfile(file, out / file.name)
-    context = option.context
-    write_graph(decoder_graph(network, done.index, context, cache), out / generate.GRAPH)
     shutil.copyfile(generate.__file__, out / LOADER)
-    first, stops = (tokenizer.first, tokenizer.stops) if tokenizer else (None, ())
-    (out / GENAI).write_bytes(genai_config(network, context, first, stops))
-    proof = _proof(forward, done.index, out, cache, text, tokenizer, progress)
+    proof = _proof(written, job, progress)
     model = LanguageModel(
         edgebuild=importlib.metadata.version("edgebuild"),
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -118,28 +83,38 @@ def build_model(
         source=path.name,
         dtypes=tuple(sorted({each.dtype for each in source.tensors.values()})),
         target=target.name,
-        context=context,
+        context=option.context,
         cache=option.cache,
         parameters=fit.parameters,
-        layouts=Counter(str(entry.layout) for entry in done.index.entries),
-        matrices=stored_matrices(source.decoder, done.index, costs),
-        scales=text.name if text and seen else "extremes",
-        weights_bytes=Bytes(done.index.size),
-        read_bytes=_read(done.index),
+        layouts=written.layouts,
+        matrices=written.matrices,
+        scales=written.scales,
+        weights_bytes=written.size,
+        read_bytes=written.read,
         option=option,
-        options=plan(source.decoder, target, wanted.context).options,
+        options=plan(source.decoder, target, wanted.context, engine=packer.engine).options,
         room=fit.room,
         verdict=_verdict(option, fit, target),
-        notes=tuple(notes),
-        versions={each: importlib.metadata.version(each) for each in PACKAGES},
+        notes=(*notes, *written.notes),
+        versions={each: importlib.metadata.version(each) for each in packer.packages},
         proof=proof,
         unproven="" if proof else _unproven(source),
+        format=wanted.format,
+        minimum_runtime=written.minimum_runtime,
+        kernels=written.kernels,
     )
-    # What another build has left there is not about this one.
-    (out / PAGE).unlink(missing_ok=True)
     if page:
         (out / PAGE).write_text(page(model), encoding="utf-8")
     return write_model(out, model)
+
+
+def _packer(name: str) -> Packer:
+    if name not in PACKERS:
+        raise InputError(
+            f"language models are built as {' or '.join(PACKERS)}, not as {name!r}."
+            f"{did_you_mean(name, PACKERS)}"
+        )
+    return PACKERS[name]
 
 
 def _fitting(fit: Fit) -> Option:
@@ -168,63 +143,12 @@ def _tokenizer(source: Checkpoint, scratch: Path, notes: list[str]) -> Tokenizer
     return open_tokenizer(scratch)
 
 
-def _seen(forward: Forward, text: Text | None, progress: Progress) -> Seen | None:
-    if text is None or forward.checkpoint.method not in FLOAT_METHODS:
+def _proof(written: Written, job: Job, progress: Progress) -> Proof | None:
+    if job.text is None or job.checkpoint.method not in FLOAT_METHODS:
         return None
-    return calibrate(forward, text.calibrating, progress)
-
-
-def _cache(option: Option, seen: Seen | None) -> CacheFormat:
-    if option.cache == "fp16":
-        return HALVES
-    if seen is None:
-        raise InputError(
-            f"{option.model} fits only with a KV cache of eight bits, whose scales must be "
-            "measured: give a --text, or a shorter --context"
-        )
-    return CacheFormat(seen.cache_scales)
-
-
-def _layouts(
-    forward: Forward,
-    option: Option,
-    wanted: Wanted,
-    importances: Importances,
-    text: Text | None,
-    progress: Progress,
-) -> tuple[Layouts, Costs]:
-    if wanted.limit is None:
-        return Mix.parse(option.precision), Costs()
-    sites = survey(forward.checkpoint, importances, progress)
-    found: Mapping[str, float] = {}
-    if text:
-        some = text.calibrating[:MEASURED]
-        found = sensitivities(forward, sites, some, progress)
-        sites = weighed(sites, found)
-    mixed = choose(sites, wanted.limit, Limit.STORED)
-    progress.say(f"chosen: {mixed}")
-    return mixed, Costs(found, mixed.losses if found else {})
-
-
-def _proof(
-    forward: Forward,
-    index: Index,
-    out: Path,
-    cache: CacheFormat,
-    text: Text | None,
-    tokenizer: Tokenizer | None,
-    progress: Progress,
-) -> Proof | None:
-    if text is None or forward.checkpoint.method not in FLOAT_METHODS:
-        return None
-    proof = prove(forward, index, out, cache, text.name, text.proving, progress)
-    return replace(proof, answer_text=tokenizer.text(proof.answer)) if tokenizer else proof
-
-
-def _read(index: Index) -> Bytes:
-    """What one token reads of the weights; of an embedding it reads a row."""
-    entries = [entry for entry in index.entries if entry.role is not Role.EMBEDDING]
-    return Bytes(sum(entry.layout.size(entry.rows, entry.inputs) for entry in entries))
+    proof = written.prove(job.text, progress)
+    answer = job.tokenizer.text(proof.answer) if job.tokenizer else ""
+    return replace(proof, answer_text=answer)
 
 
 def _unproven(source: Checkpoint) -> str:

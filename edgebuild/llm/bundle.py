@@ -13,14 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 from edgebuild.bundles.manifest import damaged
 from edgebuild.bundles.pack import file_digest
 from edgebuild.bundles.verify import refuse_changed_files
-from edgebuild.generate import PREPACKED
+from edgebuild.generate import MANIFEST, PREPACKED
 from edgebuild.llm.journal import JOURNAL
 from edgebuild.llm.store import DATA, hash_of, load_index
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import InvalidBundle
 from edgebuild.vocabulary.language_model import SCHEMA, LanguageModel
 
-FILE = "language_model.json"
+FILE = MANIFEST
 LOADER = "run.py"
 PAGE = "report.html"
 # Not part of what was proven: the weights have an index, the journal is for going on, and what is
@@ -73,8 +73,14 @@ def verify_model(folder: Path, progress: Progress) -> int:
     Raises:
         InvalidBundle: one that is missing, changed or added.
     """
-    known = load_model(folder).files
-    refuse_changed_files(folder, known, _files(folder))
+    model = load_model(folder)
+    refuse_changed_files(folder, model.files, _files(folder))
+    if model.format == "onnx":
+        _refuse_changed_weights(folder, progress)
+    return len(model.files) + 1
+
+
+def _refuse_changed_weights(folder: Path, progress: Progress) -> None:
     entries = load_index(folder).entries
     try:
         data = os.open(folder / DATA, os.O_RDONLY)
@@ -88,7 +94,6 @@ def verify_model(folder: Path, progress: Progress) -> int:
                 bar.advance()
     finally:
         os.close(data)
-    return len(known) + 1
 
 
 def _files(folder: Path) -> Iterator[str]:

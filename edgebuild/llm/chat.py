@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgebuild.generate import Decoder, graph_of
+from edgebuild.generate import Decoder, LiteDecoder, open_decoder
 from edgebuild.llm.bundle import load_model
 from edgebuild.llm.text import TOKENIZER, Tokenizer, open_tokenizer
 from edgebuild.vocabulary.errors import InvalidBundle, InvalidQuantity
@@ -20,7 +20,7 @@ class Conversation:
     """What was said, and the decoder that has read it; an answer has `most` tokens."""
 
     tokenizer: Tokenizer
-    decoder: Decoder
+    decoder: Decoder | LiteDecoder
     most: int
     messages: list[dict[str, str]] = field(default_factory=list)
     read: list[int] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Conversation:
                 f"{folder} has no {TOKENIZER}: the checkpoint came without one, so nobody can talk "
                 "to it; run.py generate takes tokens by number"
             )
-        return cls(tokenizer, Decoder(graph_of(str(folder))), most)
+        return cls(tokenizer, open_decoder(str(folder)), most)
 
     def answer(self, asked: str) -> Iterator[str]:
         """Pieces of text, each token the likeliest, until the model ends its answer.

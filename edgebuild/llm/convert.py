@@ -55,7 +55,13 @@ PACKED_CHUNK = 2**22
 # How many bytes a step of progress stands for.
 STEP = 16_000_000
 # What a runtime needs beside the weights, copied as it is where it is there.
-BESIDE = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json")
+BESIDE = (
+    *("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json"),
+    "chat_template*",
+)
+
+# By these a folder is known as the place of a conversion.
+OWN_FILES = (JOURNAL, INDEX, DATA)
 
 # One for each of a tensor's pieces.
 Arrays = Sequence[NDArray[Any]]
@@ -189,8 +195,8 @@ def _claimed(out: Path, size: int) -> Iterator[int]:
         os.close(data)
 
 
-def refuse_other_content(out: Path) -> None:
-    """A folder may be new, empty, or the place of a conversion.
+def refuse_other_content(out: Path, own: Sequence[str] = OWN_FILES) -> None:
+    """A folder may be new, empty, or hold one of its own files, as an earlier run has left them.
 
     Raises:
         InvalidDestination: it holds something else, or is a file.
@@ -199,8 +205,8 @@ def refuse_other_content(out: Path) -> None:
         return
     if not out.is_dir():
         raise InvalidDestination(f"{out} is a file: give a folder")
-    is_ours = (out / JOURNAL).is_file() or (out / INDEX).is_file()
-    if any(out.iterdir()) and not is_ours and not (out / DATA).is_file():
+    is_ours = any((out / name).is_file() for name in own)
+    if any(out.iterdir()) and not is_ours:
         raise InvalidDestination(f"{out} holds something else: give a new folder")
 
 
@@ -228,12 +234,17 @@ def _with_hashes(pieces: Sequence[Piece], hashes: Sequence[str]) -> tuple[Piece,
 
 def _publish(index: Index, checkpoint: Path, out: Path) -> None:
     """The index last, whole or not at all: a folder that has it is finished."""
-    for pattern in BESIDE:
-        for file in checkpoint.glob(pattern):
-            shutil.copyfile(file, out / file.name)
+    copy_beside(checkpoint, out)
     part = out / f"{INDEX}.part"
     part.write_bytes(dump_index(index))
     os.replace(part, out / INDEX)
+
+
+def copy_beside(checkpoint: Path, out: Path) -> None:
+    """The tokenizer, and the settings that a runtime reads."""
+    for pattern in BESIDE:
+        for file in checkpoint.glob(pattern):
+            shutil.copyfile(file, out / file.name)
 
 
 # ---- one tensor

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgebuild.generate import Decoder, graph_of
+from edgebuild.generate import Decoder, LiteDecoder, open_decoder
 from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.bundle import load_model
 from edgebuild.llm.text import TOKENIZER, Tokenizer, open_tokenizer
@@ -65,7 +65,7 @@ def write_samples(
     begun = _prompts(prompts)
     known = list(_known(out))
     seen = {_key(sample.prompt, sample.text) for sample in known}
-    decoder = Decoder(graph_of(str(folder)))
+    decoder = open_decoder(str(folder))
     number, repeats = max((sample.number for sample in known), default=-1) + 1, 0
     with (
         out.open("a", encoding="utf-8") as file,
@@ -131,7 +131,11 @@ def _looks_ours(line: bytes) -> bool:
 
 
 def _written(
-    decoder: Decoder, tokenizer: Tokenizer, prompt: str, number: int, sampling: Sampling
+    decoder: Decoder | LiteDecoder,
+    tokenizer: Tokenizer,
+    prompt: str,
+    number: int,
+    sampling: Sampling,
 ) -> str:
     """What the teacher goes on with."""
     chance = np.random.default_rng((sampling.seed, number))

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgebuild.llm.mixed import places
-from edgebuild.llm.store import Entry, Index
 from edgebuild.vocabulary.decoder import Decoder, Weights
 from edgebuild.vocabulary.language_model import StoredMatrix
 from edgebuild.vocabulary.units import Bytes
+from edgebuild.vocabulary.weight_format import WeightFormat
 
 LAYER, ONCE = "model.layers.{layer}.", "model."
+Stored = Mapping[str, WeightFormat]
 
 
 @dataclass(frozen=True)
@@ -27,26 +28,28 @@ class Costs:
     losses: Mapping[str, float] = field(default_factory=dict)
 
 
-def stored_matrices(decoder: Decoder, index: Index, costs: Costs) -> tuple[StoredMatrix, ...]:
-    """The matrices of every layer, in the order of the checkpoint's own description."""
-    entries = {entry.name: entry for entry in index.entries}
+def stored_matrices(decoder: Decoder, stored: Stored, costs: Costs) -> tuple[StoredMatrix, ...]:
+    """The matrices of every layer, in the order of the checkpoint's own description.
+
+    `stored` is how each tensor is stored, by its name.
+    """
     return tuple(
-        _stored(weights, [entries[name] for name, _ in names], costs)
+        _stored(weights, [name for name, _ in names], stored, costs)
         for weights, names in places(decoder)
     )
 
 
-def _stored(weights: Weights, entries: Sequence[Entry], costs: Costs) -> StoredMatrix:
-    first = entries[0]
+def _stored(weights: Weights, names: Sequence[str], stored: Stored, costs: Costs) -> StoredMatrix:
+    layout = stored[names[0]]
     return StoredMatrix(
         kind=_kind(weights.name),
         layer=weights.layers[0] if weights.name.startswith(LAYER) else None,
-        layout=str(first.layout),
-        count=len(entries),
+        layout=str(layout),
+        count=len(names),
         elements=weights.elements,
-        size=Bytes(len(entries) * first.layout.size(first.rows, first.inputs)),
-        sensitivity=costs.sensitivities.get(first.name),
-        loss=costs.losses.get(first.name),
+        size=Bytes(len(names) * layout.size(weights.outputs, weights.inputs)),
+        sensitivity=costs.sensitivities.get(names[0]),
+        loss=costs.losses.get(names[0]),
     )
 
 

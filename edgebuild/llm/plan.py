@@ -8,24 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-from edgebuild.llm.mix import MIXES, Mix
+from edgebuild.llm.engines import CHUNK, ONNXRUNTIME, Engine, matrix
+from edgebuild.llm.mix import Mix
 from edgebuild.llm.siblings import smaller_siblings
-from edgebuild.vocabulary.decoder import Decoder, Role, Weights
+from edgebuild.vocabulary.decoder import Decoder
 from edgebuild.vocabulary.errors import InvalidQuantity
-from edgebuild.vocabulary.fit import Fit, Loading, Nearest, Needs, Option, Room, Speed
+from edgebuild.vocabulary.fit import Fit, Loading, Nearest, Option, Room, Speed
 from edgebuild.vocabulary.target import DeviceKind, Target
 from edgebuild.vocabulary.units import Bytes, Hertz, Joules, format_size
-from edgebuild.vocabulary.weight_format import WeightFormat
 
-# Tokens that are prefilled at once; more would need more memory and gain little.
-CHUNK = 128
-# Activations and logits are floats of four bytes on CPUs.
-FLOAT = 4
-# Heap that onnxruntime holds however small the network is: with weights mapped, 46 MB were seen.
-RUNTIME = Bytes(46_000_000)
-# onnxruntime's kernels hold a block's scale, sum and correction beside its weights: measured were
-# w · (0.5 + 10/block) bytes for w four-bit weights; other widths are taken to differ in the 0.5.
-REPACKED_PER_BLOCK = 10.0
 # What CPU decoders reach of the memory's bandwidth (published for Android), and what a phone's
 # heat leaves of that after minutes.
 REACHED = 0.5
@@ -37,20 +28,24 @@ LEAST_CONTEXT = 512
 
 
 WHOLE = "fp32"
-# Four-bit caches are not offered: they lose 14 to 17 % of the output.
-CACHES = {"fp16": 2, "int8": 1}
 
 
-def plan(decoder: Decoder, target: Target, context: int, precision: Mix | None = None) -> Fit:
-    """Every precision of a decoder on a target, at a context of so many tokens.
+def plan(
+    decoder: Decoder,
+    target: Target,
+    context: int,
+    precision: Mix | None = None,
+    engine: Engine = ONNXRUNTIME,
+) -> Fit:
+    """Every precision that an engine has of a decoder, at a context of so many tokens.
 
     Raises:
         InvalidQuantity: a context that the model was not trained for.
     """
     _refuse_context(decoder, context)
     room = room_of(target)
-    mixes = (precision,) if precision else MIXES
-    options = tuple(_best(decoder, target, mix, context) for mix in mixes)
+    mixes = (precision,) if precision else engine.mixes
+    options = tuple(_best(decoder, target, mix, context, engine) for mix in mixes)
     chosen = _first_fitting(options)
     return Fit(
         model=decoder.name,
@@ -63,7 +58,7 @@ def plan(decoder: Decoder, target: Target, context: int, precision: Mix | None =
         options=options,
         chosen=chosen,
         refusal="" if chosen else refusal(options, room, target),
-        nearest=() if chosen else tuple(_nearest(decoder, target, context, mixes)),
+        nearest=() if chosen else tuple(_nearest(decoder, target, context, mixes, engine)),
         notes=tuple(_notes(target, chosen)),
     )
 
@@ -76,33 +71,13 @@ def room_of(target: Target) -> Room:
     return Room(memory.ram, target.app_memory, max(total, target.app_memory))
 
 
-def needs(decoder: Decoder, mix: Mix, cache: str, loading: Loading, context: int) -> Needs:
-    """The memory of a decoder at a precision, with a full context."""
-    is_mapped = loading is Loading.MAPPED
-    stored = sum(mix.of(each).size(*_matrix(each)) * each.count for each in decoder.weights)
-    # An embedding is looked up where it lies, whatever becomes of the rest.
-    looked_up = [each for each in decoder.weights if each.role is Role.EMBEDDING]
-    mapped = sum(mix.of(each).size(*_matrix(each)) for each in looked_up)
-    prepacked = sum(_prepacked(mix.of(each), each) * each.count for each in decoder.weights)
-    repacked = sum(_repacked(mix.of(each), each) for each in decoder.weights)
-    scores = decoder.heads * min(CHUNK, context) * context * FLOAT
-    return Needs(
-        loading=loading,
-        stored=Bytes(stored),
-        mapped=Bytes(prepacked if is_mapped else mapped),
-        repacked=Bytes(0 if is_mapped else round(repacked)),
-        cache=Bytes(decoder.cached * context * CACHES[cache]),
-        # Exported graphs compute the logits of the last token alone.
-        logits=Bytes(decoder.vocabulary * FLOAT),
-        activations=Bytes(min(CHUNK, context) * decoder.activations * FLOAT + scores),
-        runtime=RUNTIME,
-    )
+def speed(decoder: Decoder, mix: Mix, cached: int, target: Target, context: int) -> Speed:
+    """Bounds of speed: decoding waits for memory, prefilling for arithmetic.
 
-
-def speed(decoder: Decoder, mix: Mix, cache: str, target: Target, context: int) -> Speed:
-    """Bounds of speed: decoding waits for memory, prefilling for arithmetic."""
-    weights = sum(mix.of(each).size(*_matrix(each)) * each.read for each in decoder.weights)
-    read = weights + decoder.cached * context * CACHES[cache]
+    `cached` is bytes of an element of the cache.
+    """
+    weights = sum(mix.of(each).size(*matrix(each)) * each.read for each in decoder.weights)
+    read = weights + decoder.cached * context * cached
     bound = target.memory.bandwidth / read
     rate = target.compute.fp32 if mix.body.is_float else target.compute.int8
     # A prompt's token attends to half of the prompt, on average.
@@ -150,36 +125,12 @@ def _refuse_context(decoder: Decoder, context: int) -> None:
         )
 
 
-def _matrix(weights: Weights) -> tuple[int, int]:
-    return weights.outputs, weights.inputs
-
-
-def _repacked(stored: WeightFormat, weights: Weights) -> float:
-    """What the runtime holds of weights after it has reordered them."""
-    if weights.role is Role.EMBEDDING:
-        return 0.0
-    if stored.is_float:
-        return float(_prepacked(stored, weights) * weights.count)
-    per_weight = stored.bits / 8 + REPACKED_PER_BLOCK / stored.block
-    return weights.elements * weights.count * per_weight
-
-
-def _prepacked(stored: WeightFormat, weights: Weights) -> int:
-    """One tensor in a file as the kernels want it: they compute with floats of four bytes."""
-    if stored.is_float and weights.role is not Role.EMBEDDING:
-        return weights.elements * FLOAT
-    return stored.size(*_matrix(weights))
-
-
-def _best(decoder: Decoder, target: Target, mix: Mix, context: int) -> Option:
+def _best(decoder: Decoder, target: Target, mix: Mix, context: int, engine: Engine) -> Option:
     """The first way to hold it that fits, else the one that exceeds least.
 
-    A cache of halves goes first, then what the runtime does by itself.
+    The best cache goes first, then what the runtime does by itself.
     """
-    variants = [
-        _option(decoder, target, mix, cache, loading, context)
-        for cache, loading in product(CACHES, Loading)
-    ]
+    variants = _variants(decoder, target, mix, context, engine)
     fitting = (option for option in variants if option.fits)
     return next(fitting, min(variants, key=lambda option: option.overrun))
 
@@ -193,11 +144,24 @@ def _first_fitting(options: Sequence[Option]) -> Option | None:
     return next((option for option in worthwhile if option.fits), None)
 
 
+def _variants(
+    decoder: Decoder, target: Target, mix: Mix, context: int, engine: Engine
+) -> list[Option]:
+    ways = product(engine.caches, engine.loadings)
+    return [_option(decoder, target, mix, way, context, engine) for way in ways]
+
+
 def _option(
-    decoder: Decoder, target: Target, mix: Mix, cache: str, loading: Loading, context: int
+    decoder: Decoder,
+    target: Target,
+    mix: Mix,
+    way: tuple[str, Loading],
+    context: int,
+    engine: Engine,
 ) -> Option:
-    room = room_of(target)
-    needed = needs(decoder, mix, cache, loading, context)
+    """`way` is the cache, and how weights are loaded."""
+    room, (cache, loading) = room_of(target), way
+    needed = engine.needs(decoder, mix, cache, loading, context)
     return Option(
         model=decoder.name,
         precision=str(mix),
@@ -205,14 +169,16 @@ def _option(
         context=context,
         needs=needed,
         overrun=needed.overrun(room),
-        longest_context=_longest(decoder, mix, cache, loading, room),
-        speed=speed(decoder, mix, cache, target, context),
+        longest_context=_longest(decoder, mix, way, room, engine),
+        speed=speed(decoder, mix, engine.caches[cache], target, context),
     )
 
 
-def _longest(decoder: Decoder, mix: Mix, cache: str, loading: Loading, room: Room) -> int:
+def _longest(
+    decoder: Decoder, mix: Mix, way: tuple[str, Loading], room: Room, engine: Engine
+) -> int:
     """The most tokens that fit: from a whole chunk on, memory grows by as much with each."""
-    short, longer = (needs(decoder, mix, cache, loading, n) for n in (CHUNK, CHUNK + 1))
+    short, longer = (engine.needs(decoder, mix, *way, n) for n in (CHUNK, CHUNK + 1))
     grows = longer.anonymous - short.anonymous
     left = min(room.anonymous - short.anonymous, room.total - short.total)
     if left < 0:
@@ -222,19 +188,19 @@ def _longest(decoder: Decoder, mix: Mix, cache: str, loading: Loading, room: Roo
 
 
 def _nearest(
-    decoder: Decoder, target: Target, context: int, asked: Sequence[Mix]
+    decoder: Decoder, target: Target, context: int, asked: Sequence[Mix], engine: Engine
 ) -> Iterator[Nearest]:
     """Fewer bits, a shorter context, a smaller sibling: of each the best that fits."""
-    fewer = [mix for mix in MIXES if mix.body.bits < asked[-1].body.bits]
-    if found := _first_fitting([_best(decoder, target, mix, context) for mix in fewer]):
+    fewer = [mix for mix in engine.mixes if mix.body.bits < asked[-1].body.bits]
+    if found := _first_fitting([_best(decoder, target, mix, context, engine) for mix in fewer]):
         yield Nearest("fewer bits", found)
-    if shorter := _shorter(decoder, target, context, asked):
+    if shorter := _shorter(decoder, target, context, asked, engine):
         yield Nearest("a shorter context", shorter)
     for sibling in smaller_siblings(decoder):
         longest = sibling.decoder.longest_context or context
         options = [
-            _best(sibling.decoder, target, mix, min(context, longest))
-            for mix in MIXES
+            _best(sibling.decoder, target, mix, min(context, longest), engine)
+            for mix in engine.mixes
             if mix.body.bits >= 4
         ]
         if found := _first_fitting(options):
@@ -242,17 +208,16 @@ def _nearest(
             return
 
 
-def _shorter(decoder: Decoder, target: Target, context: int, asked: Sequence[Mix]) -> Option | None:
+def _shorter(
+    decoder: Decoder, target: Target, context: int, asked: Sequence[Mix], engine: Engine
+) -> Option | None:
     """The longest context that fits, at the most precise of the mixes that has room for one."""
     for mix in asked:
-        variants = [
-            _option(decoder, target, mix, cache, loading, LEAST_CONTEXT)
-            for cache, loading in product(CACHES, Loading)
-        ]
+        variants = _variants(decoder, target, mix, LEAST_CONTEXT, engine)
         best = max(variants, key=lambda option: option.longest_context)
         if LEAST_CONTEXT <= best.longest_context < context:
-            length = best.longest_context
-            return _option(decoder, target, mix, best.cache, best.needs.loading, length)
+            way = (best.cache, best.needs.loading)
+            return _option(decoder, target, mix, way, best.longest_context, engine)
     return None
 
 

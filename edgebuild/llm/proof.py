@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from edgebuild.generate import CHUNK, Decoder, continued
+from edgebuild.generate import CHUNK, Decoder, LiteDecoder, continued
 from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.forward import Forward, Tokens, divergence, in_chunks, log_softmax
 from edgebuild.llm.graph import CacheFormat, Logits, decoder_graph, write_graph
 from edgebuild.llm.store import Index
+from edgebuild.llm.text import Text
 from edgebuild.runner import machine
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import ParityLost
@@ -25,13 +28,43 @@ MOST_KL = 10.0
 ANSWER = 32
 
 
+class Reader(Protocol):
+    """Reads tokens, and gives the logits [tokens, vocabulary] of what comes after each."""
+
+    def forget(self) -> None:
+        """Begins anew."""
+
+    def read(self, tokens: Sequence[int], /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class EachToken:
+    """Asks after every token, where a file gives the logits of the last one alone.
+
+    What was read so is read once more as a prompt, and what follows stands on that: so both of the
+    file's signatures are compared.
+    """
+
+    decoder: LiteDecoder
+
+    def forget(self) -> None:
+        self.decoder.forget()
+
+    def read(self, tokens: Sequence[int], /) -> Any:
+        begun = self.decoder.length
+        found = np.concatenate([self.decoder.read([token]) for token in tokens])
+        if len(tokens) > 1:
+            self.decoder.length = begun
+            self.decoder.prefill(tokens)
+        return found
+
+
 def prove(
     forward: Forward,
     index: Index,
     folder: Path,
     cache: CacheFormat,
-    text: str,
-    sequences: Tokens,
+    text: Text,
     progress: Progress,
 ) -> Proof:
     """Runs both on the same tokens, chunk by chunk.
@@ -39,25 +72,26 @@ def prove(
     Raises:
         ParityLost: outputs that are not finite, or of another network.
     """
-    states = forward.states(sequences, progress)
+    states = forward.states(text.proving, progress)
     file = folder / GRAPH
-    length = sequences.shape[1] + ANSWER
+    length = text.proving.shape[1] + ANSWER
     write_graph(decoder_graph(forward.network, index, length, cache, Logits.ALL), file)
     try:
-        return compare(Decoder(str(file)), forward, text, sequences, states, progress)
+        decoder = Decoder(str(file))
+        return compare(decoder, forward, text.name, text.proving, states, progress)
     finally:
         file.unlink(missing_ok=True)
 
 
 def compare(
-    decoder: Decoder,
+    decoder: Reader,
     forward: Forward,
     text: str,
     sequences: Tokens,
     states: Floats,
     progress: Progress,
 ) -> Proof:
-    """What a graph with all logits gives, against the states of the float network.
+    """What a packed model gives, against the states of the float network.
 
     Raises:
         ParityLost: outputs that are not finite, or of another network.
@@ -98,7 +132,7 @@ def distance(
 
 
 def _compared(
-    decoder: Decoder, forward: Forward, sequence: Tokens, states: Floats
+    decoder: Reader, forward: Forward, sequence: Tokens, states: Floats
 ) -> Iterator[Floats]:
     decoder.forget()
     for some in in_chunks(len(sequence), CHUNK):

@@ -16,6 +16,7 @@ import numpy as np
 from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.checkpoint import DTYPES, Checkpoint
 from edgebuild.llm.config import Settings
+from edgebuild.llm.rows import open_rows
 from edgebuild.llm.text import CONFIG, write_beside
 
 WEIGHTS = "model.safetensors"
@@ -24,6 +25,8 @@ BESIDE = (
     *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template*", "vocab.*", "merges.txt", "LICENSE*"),
 )
+# Weights that are read at once.
+CHUNK = 2**22
 NUMPY = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
@@ -38,6 +41,24 @@ class Planned:
     @property
     def length(self) -> int:
         return math.prod(self.shape) * DTYPES[self.dtype]
+
+
+def write_floats(checkpoint: Checkpoint, folder: Path) -> None:
+    """A whole checkpoint as the floats that it means, for programs that read safetensors alone.
+
+    Raises:
+        MissingPackage: transformers, which rebuilds the tokenizer of a GGUF file, is not installed.
+    """
+    names = [(name, each.shape) for each in checkpoint.decoder.weights for name, _ in each.names()]
+    planned = [Planned(name, "F32", shape) for name, shape in names]
+    write_tensors(folder, planned, (_rows(name, checkpoint) for name, _ in names))
+    write_rest(checkpoint, checkpoint.settings, folder)
+
+
+def _rows(name: str, checkpoint: Checkpoint) -> Iterator[Floats]:
+    with open_rows(name, checkpoint.tensors) as rows:
+        for _, some in rows.chunks(CHUNK):
+            yield some
 
 
 def write_tensors(

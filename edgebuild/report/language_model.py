@@ -20,10 +20,14 @@ def show_model(console: Console, folder: Path, model: LanguageModel) -> None:
     """How it is stored, what it keeps of the network, and whether it fits."""
     layouts = ", ".join(f"{count} {layout}" for layout, count in model.layouts.items())
     console.print(f"{escape(model.name)} ({model.family}) for {model.target}")
-    console.print(f"weights: {format_size(model.weights_bytes)}; tensors: {layouts}")
+    console.print(f"{model.format}: weights {format_size(model.weights_bytes)}; tensors: {layouts}")
     console.print(f"scales by {escape(model.scales)}; a cache of {model.context} × {model.cache}")
     for line in _proven(model):
         console.print(escape(line))
+    for package, oldest in model.minimum_runtime.items():
+        console.print(f"known to run rightly from {package} {oldest} on; run.py refuses older ones")
+    for kernel, count in model.kernels.items():
+        console.print(escape(f"where it was built, {count} layers ran on {kernel}"))
     for note in model.notes:
         console.print(f"[dim]{escape(note)}")
     for budget in model.verdict.lines:

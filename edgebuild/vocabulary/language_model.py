@@ -106,14 +106,17 @@ class LanguageModel:
 
     Attributes:
         source: the checkpoint's name; `dtypes` are the types that its tensors were stored in.
-        layouts: how many tensors are stored in each format.
+        layouts: how many tensors are stored in each way; of a .tflite, how many matrices.
         matrices: all of them, but for the norms, biases and routers, which stay floats.
         scales: what scales were chosen by: extremes, or a text.
         read_bytes: what one token reads of the weights.
         option: what was planned for the target, by arithmetic; `options` are all precisions that
             are offered there, from the most precise to the smallest.
         proof: None where nothing could be compared, and `unproven` says why.
-        files: the SHA-256 of every file but the weights, whose index has their hashes.
+        files: the SHA-256 of every file but the weights of ONNX, whose index has their hashes.
+        format: "onnx" or "tflite".
+        minimum_runtime: the oldest releases that compute it rightly, by package.
+        kernels: how many layers ran on each kernel where it was built, if the runtime tells.
     """
 
     edgebuild: str
@@ -140,6 +143,9 @@ class LanguageModel:
     proof: Proof | None = None
     unproven: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
+    format: str = "onnx"
+    minimum_runtime: Mapping[str, str] = field(default_factory=dict)
+    kernels: Mapping[str, int] = field(default_factory=dict)
     schema: int = SCHEMA
 
 

@@ -112,6 +112,11 @@ def test_options_of_other_networks_are_refused(tmp_path: Path) -> None:
     done = edgebuild("build", str(folder), "-t", "phone-12gb", "--minutes", "3", "--latency", "9ms")
     assert done.returncode == 2
     assert "--latency, --minutes is not for language models" in done.stderr
+    both = edgebuild(
+        "build", str(folder), "-t", "phone-12gb", "--format", "onnx", "--format", "tflite"
+    )
+    assert both.returncode == 2
+    assert "a language model's bundle has one format" in both.stderr
     other = edgebuild("build", "digits.py", "-t", "phone-12gb", "--context", "64")
     assert other.returncode == 2
     assert "--context is not for this kind of network" in other.stderr

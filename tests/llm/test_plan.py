@@ -8,8 +8,9 @@ import pytest
 
 from edgebuild.inputs.target_file import load_target
 from edgebuild.llm.config import load_decoder
+from edgebuild.llm.engines import LITERT, ONNXRUNTIME
 from edgebuild.llm.mix import MIXES, Mix
-from edgebuild.llm.plan import needs, plan, room_of
+from edgebuild.llm.plan import plan, room_of
 from edgebuild.vocabulary.decoder import Decoder
 from edgebuild.vocabulary.errors import InvalidQuantity
 from edgebuild.vocabulary.fit import Fit, Loading
@@ -44,7 +45,7 @@ def test_weights_and_cache_are_those_of_the_worked_examples(name: str) -> None:
     *sizes, cached = WORKED[name]
     model = decoder(name)
     for precision, size in zip(PRECISIONS, sizes, strict=True):
-        needed = needs(model, Mix.parse(precision), "fp16", Loading.MAPPED, 1)
+        needed = ONNXRUNTIME.needs(model, Mix.parse(precision), "fp16", Loading.MAPPED, 1)
         if size is not None:
             assert needed.stored / 1e9 == pytest.approx(size, rel=4e-3, abs=5e-3), precision
         if cached is not None:
@@ -104,7 +105,9 @@ def test_a_context_that_is_too_long_is_answered_with_the_longest_that_fits() -> 
     loading = nearest.option.needs.loading
 
     def overrun(context: int) -> float:
-        return needs(model, mix, nearest.option.cache, loading, context).overrun(room_of(target))
+        return ONNXRUNTIME.needs(model, mix, nearest.option.cache, loading, context).overrun(
+            room_of(target)
+        )
 
     assert overrun(longest) <= 1 < overrun(longest + 1)
 
@@ -140,13 +143,13 @@ def test_a_context_that_the_model_was_not_made_for_is_refused() -> None:
 
 def test_repacked_weights_take_a_half_and_ten_bytes_a_block_more() -> None:
     model = decoder("llama-3.2-1b")
-    needed = needs(model, Mix.parse("int4-g32"), "fp16", Loading.REPACKED, 1)
+    needed = ONNXRUNTIME.needs(model, Mix.parse("int4-g32"), "fp16", Loading.REPACKED, 1)
     assert needed.repacked == pytest.approx(model.active_parameters * (0.5 + 10 / 32), rel=1e-3)
 
 
 def test_precisions_go_from_the_most_precise_to_the_smallest() -> None:
     model = decoder("llama-3-8b")
-    sizes = [needs(model, mix, "fp16", Loading.MAPPED, 1).stored for mix in MIXES]
+    sizes = [ONNXRUNTIME.needs(model, mix, "fp16", Loading.MAPPED, 1).stored for mix in MIXES]
     assert sizes == sorted(sizes, reverse=True)
 
 
@@ -164,3 +167,14 @@ def test_what_is_no_precision_is_refused(text: str) -> None:
 def test_a_row_is_padded_to_whole_blocks() -> None:
     # Three blocks of 16 bytes, three scales of two, and zero points of half a byte, rounded up.
     assert WeightFormat(4, 32, is_symmetric=False).size(1, 65) == 3 * 16 + 3 * 2 + 2
+
+
+def test_litert_has_four_bits_in_blocks_and_copies_its_cache_of_floats() -> None:
+    model, target = decoder("llama-3.2-1b"), load_target("phone-12gb")
+    found = plan(model, target, 4096, engine=LITERT)
+    assert found.chosen is not None
+    assert (found.chosen.precision, found.chosen.cache) == ("int4-g32", "fp32")
+    halves = plan(model, target, 4096, Mix.parse("int4-g32")).chosen
+    assert halves is not None
+    assert found.chosen.needs.cache == 6 * 2 * halves.needs.cache
+    assert [each.needs.loading for each in found.options] == [Loading.REPACKED] * 5

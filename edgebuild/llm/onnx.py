@@ -1,0 +1,114 @@
+"""Packs a language model for onnxruntime: streamed weights, and a graph around them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from edgebuild.generate import GRAPH
+from edgebuild.llm.calibrate import Seen, calibrate, save_importances
+from edgebuild.llm.checkpoint import FLOAT_METHODS, Checkpoint
+from edgebuild.llm.convert import OWN_FILES, convert
+from edgebuild.llm.engines import ONNXRUNTIME, Engine
+from edgebuild.llm.genai import FILE as GENAI
+from edgebuild.llm.genai import genai_config
+from edgebuild.llm.graph import HALVES, CacheFormat, decoder_graph, write_graph
+from edgebuild.llm.importance import Importances, choose_importances
+from edgebuild.llm.matrices import Costs, stored_matrices
+from edgebuild.llm.mix import Layouts, Mix
+from edgebuild.llm.mixed import Limit, choose, survey, weighed
+from edgebuild.llm.packing import Job, Wanted, Written
+from edgebuild.llm.proof import prove
+from edgebuild.llm.sensitivity import sensitivities
+from edgebuild.llm.store import Index
+from edgebuild.vocabulary.contracts import Progress
+from edgebuild.vocabulary.decoder import Role
+from edgebuild.vocabulary.errors import InputError
+from edgebuild.vocabulary.fit import Option
+from edgebuild.vocabulary.target import Target
+from edgebuild.vocabulary.units import Bytes
+
+# Stretches of the text that tell what errors cost: each is run some thirty times.
+MEASURED = 1
+
+
+@dataclass(frozen=True)
+class Onnx:
+    """The ONNX format."""
+
+    engine: ClassVar[Engine] = ONNXRUNTIME
+    packages: ClassVar[Sequence[str]] = ("onnxruntime", "onnx", "numpy", "tokenizers")
+    own_files: ClassVar[Sequence[str]] = OWN_FILES
+
+    def refuse(self, source: Checkpoint, target: Target, wanted: Wanted) -> None:
+        """What cannot be converted is told as it is read."""
+
+    def pack(self, job: Job, out: Path, progress: Progress) -> Written:
+        seen = _seen(job, progress)
+        cache = _cache(job.option, seen)
+        with tempfile.TemporaryDirectory(prefix="edgebuild-") as scratch:
+            importances = _importances(job.checkpoint, seen, Path(scratch))
+            layouts, costs = _layouts(job, importances, progress)
+            done = convert(job.checkpoint, out, layouts, progress, importances if seen else None)
+        network, context, index = job.forward.network, job.option.context, done.index
+        write_graph(decoder_graph(network, index, context, cache), out / GRAPH)
+        first, stops = (job.tokenizer.first, job.tokenizer.stops) if job.tokenizer else (None, ())
+        (out / GENAI).write_bytes(genai_config(network, context, first, stops))
+        return Written(
+            layouts=Counter(str(entry.layout) for entry in index.entries),
+            matrices=stored_matrices(
+                job.checkpoint.decoder, {entry.name: entry.layout for entry in index.entries}, costs
+            ),
+            scales=job.text.name if job.text and seen else "extremes",
+            size=Bytes(index.size),
+            read=_read(index),
+            prove=partial(prove, job.forward, index, out, cache),
+        )
+
+
+def _seen(job: Job, progress: Progress) -> Seen | None:
+    if job.text is None or job.checkpoint.method not in FLOAT_METHODS:
+        return None
+    return calibrate(job.forward, job.text.calibrating, progress)
+
+
+def _cache(option: Option, seen: Seen | None) -> CacheFormat:
+    if option.cache == "fp16":
+        return HALVES
+    if seen is None:
+        raise InputError(
+            f"{option.model} fits only with a KV cache of eight bits, whose scales must be "
+            "measured: give a --text, or a shorter --context"
+        )
+    return CacheFormat(seen.cache_scales)
+
+
+def _importances(source: Checkpoint, seen: Seen | None, scratch: Path) -> Importances:
+    if seen is None:
+        return Importances(source)
+    return choose_importances(source, save_importances(seen, scratch / "importances.safetensors"))
+
+
+def _layouts(job: Job, importances: Importances, progress: Progress) -> tuple[Layouts, Costs]:
+    if job.limit is None:
+        return Mix.parse(job.option.precision), Costs()
+    sites = survey(job.checkpoint, importances, progress)
+    found: Mapping[str, float] = {}
+    if job.text:
+        some = job.text.calibrating[:MEASURED]
+        found = sensitivities(job.forward, sites, some, progress)
+        sites = weighed(sites, found)
+    mixed = choose(sites, job.limit, Limit.STORED)
+    progress.say(f"chosen: {mixed}")
+    return mixed, Costs(found, mixed.losses if found else {})
+
+
+def _read(index: Index) -> Bytes:
+    """What one token reads of the weights; of an embedding it reads a row."""
+    entries = [entry for entry in index.entries if entry.role is not Role.EMBEDDING]
+    return Bytes(sum(entry.layout.size(entry.rows, entry.inputs) for entry in entries))
