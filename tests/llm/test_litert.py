@@ -26,13 +26,14 @@ from edgebuild.llm import proof, save, tflite
 from edgebuild.llm._tflite_census import read_matrices
 from edgebuild.llm.bench import Lengths, bench_model
 from edgebuild.llm.build import Wanted, build_model
-from edgebuild.llm.bundle import load_model, verify_model
+from edgebuild.llm.bundle import PAGE, load_model, verify_model
 from edgebuild.llm.chat import Conversation
 from edgebuild.llm.config import load_decoder
 from edgebuild.llm.forward import Forward
 from edgebuild.llm.mix import Mix
 from edgebuild.llm.network import read_network
 from edgebuild.llm.source import open_source
+from edgebuild.report.language_model_html import render_html
 from edgebuild.vocabulary.errors import (
     DoesNotFit,
     InputError,
@@ -52,7 +53,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 def built(source: Path, out: Path, target: str = "phone-12gb", **wanted: object) -> LanguageModel:
     asked = Wanted(**{"context": CONTEXT, "format": "tflite", **wanted})
-    return build_model(source, load_target(target), out, asked, Silence())
+    return build_model(source, load_target(target), out, asked, Silence(), render_html)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,8 @@ def test_every_matrix_is_four_bits_in_blocks(bundle: Path) -> None:
     assert Counter(each.operator for each in decoded)["EMBEDDING_LOOKUP"] == 1
     model = load_model(bundle)
     assert model.layouts == {"int4-g32": 9}
+    assert {each.layout for each in model.matrices} == {"int4-g32"}
+    assert "int4-g32" in (bundle / PAGE).read_text()
     weights = sum(each.inputs * each.outputs for each in load_decoder(bundle).weights)
     assert model.read_bytes < weights * 0.5625
     assert model.weights_bytes == (bundle / generate.LITE).stat().st_size
