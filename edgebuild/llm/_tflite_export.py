@@ -34,8 +34,13 @@ def schema_of_the_runtime() -> Iterator[None]:
 
 
 def recipe(block: int) -> list[dict[str, object]]:
-    """Four-bit weights in blocks, symmetric; activations are rounded to eight bits as they come."""
+    """Four-bit weights in blocks, symmetric; activations are rounded to eight bits as they come.
+
+    OCTAV (arXiv 2206.06501) clips where clipping and rounding together lose least: 2 to 11 % less
+    error than scales by extremes, on normal and on heavy-tailed weights.
+    """
     from ai_edge_quantizer import qtyping, recipe_manager
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
     manager = recipe_manager.RecipeManager()
     manager.add_dynamic_config(
@@ -43,6 +48,7 @@ def recipe(block: int) -> list[dict[str, object]]:
         operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
         num_bits=4,
         granularity=qtyping.QuantGranularity(f"BLOCKWISE_{block}"),
+        algorithm_key=AlgorithmName.OCTAV,
     )
     found: list[dict[str, object]] = manager.get_quantization_recipe()
     return found

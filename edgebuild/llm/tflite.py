@@ -116,7 +116,7 @@ class Tflite:
         return Written(
             layouts=Counter(each.layout for each in unique.values()),
             matrices=stored_matrices(job.checkpoint.decoder, _uniform(mix, job), Costs()),
-            scales="extremes",
+            scales="extremes" if mix.body.is_float else "least squared error",
             size=Bytes((out / LITE).stat().st_size),
             read=_read(matrices),
             prove=partial(_prove, job, out),

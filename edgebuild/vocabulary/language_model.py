@@ -108,7 +108,7 @@ class LanguageModel:
         source: the checkpoint's name; `dtypes` are the types that its tensors were stored in.
         layouts: how many tensors are stored in each way; of a .tflite, how many matrices.
         matrices: all of them, but for the norms, biases and routers, which stay floats.
-        scales: what scales were chosen by: extremes, or a text.
+        scales: what scales were chosen by: extremes, least error, or a text.
         read_bytes: what one token reads of the weights.
         option: what was planned for the target, by arithmetic; `options` are all precisions that
             are offered there, from the most precise to the smallest.
