@@ -26,6 +26,8 @@ PAGE = "report.html"
 # Not part of what was proven: the weights have an index, the journal is for going on, and what is
 # prepacked was made by the device.
 APART = (FILE, DATA, JOURNAL)
+# What LiteRT-LM leaves beside a .litertlm that it has run.
+REPACKED = ".xnnpack_cache"
 
 _FORM = TypeAdapter(LanguageModel)
 
@@ -100,5 +102,5 @@ def _files(folder: Path) -> Iterator[str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         is_apart = name.parts[0] in (PREPACKED, "__pycache__") or str(name) in APART
-        if path.is_file() and not is_apart:
+        if path.is_file() and not is_apart and path.suffix != REPACKED:
             yield name.as_posix()
