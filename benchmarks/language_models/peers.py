@@ -176,6 +176,8 @@ def run(command: Sequence[str], **environment: str) -> Run:
         process.returncode = os.waitstatus_to_exitcode(status)
         printed.seek(0)
         complained.seek(0)
+        if seconds > DEADLINE:
+            raise PeerFailed(f"it did not end within {DEADLINE:g} s")
         if process.returncode:
             raise PeerFailed(last_words(process.returncode, complained.read() or printed.read()))
         peak = used.ru_maxrss * 1024

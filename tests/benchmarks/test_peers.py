@@ -56,6 +56,12 @@ def test_a_peer_that_is_killed_is_a_row_that_says_so() -> None:
     assert row["error"] == "other 1.0: killed by signal 9"
 
 
+def test_a_peer_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "DEADLINE", 0.2)
+    with pytest.raises(PeerFailed, match="it did not end within 0.2 s"):
+        run(python("import time; time.sleep(60)"))
+
+
 def test_a_peer_that_wants_too_much_memory_is_told_no(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "memory_limit", lambda: 200_000_000)
     with pytest.raises(PeerFailed, match="out of the 200 MB that it may have: MemoryError"):
