@@ -26,7 +26,8 @@ from edgebuild.generate import Decoder, measured, memory
 CONTEXT = 512
 # Tokens of one request at most; and those of a prompt and of an answer that are timed.
 BATCH, PROMPT, NEW, REPEATS = 128, 128, 64, 5
-FTYPES = {"Q4_0": 2, "Q4_K_M": 15}
+# llama_ftype, and whether all matrices have it: else those that are both table and head get more.
+FTYPES = {"Q4_0": (2, False), "Q4_0 pure": (2, True), "Q4_K_M": (15, False)}
 
 
 class ModelParams(ctypes.Structure):
@@ -87,7 +88,11 @@ class QuantizeParams(ctypes.Structure):
         ("output_tensor_type", c_int32),
         ("token_embedding_type", c_int32),
         ("allow_requantize", c_bool),
-        ("flags", c_bool * 5),
+        ("quantize_output_tensor", c_bool),
+        ("only_copy", c_bool),
+        ("pure", c_bool),
+        ("keep_split", c_bool),
+        ("dry_run", c_bool),
         ("pointers", c_void_p * 4),
         ("max_buf_size", c_size_t),
     ]
@@ -182,7 +187,7 @@ def open_library(folder: Path) -> ctypes.CDLL:
 def quantize(libraries: Path, source: Path, out: Path, ftype: str) -> None:
     library = open_library(libraries)
     wanted = library.llama_model_quantize_default_params()
-    wanted.ftype, wanted.allow_requantize = FTYPES[ftype], True
+    (wanted.ftype, wanted.pure), wanted.allow_requantize = FTYPES[ftype], True
     if library.llama_model_quantize(str(source).encode(), str(out).encode(), wanted):
         raise ValueError(f"llama.cpp cannot make {ftype} of {source}")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from peers import LLAMA, rows_of
 from served import rounded, serving
 
 from edgebuild.generate import Decoder
+from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.calibrate import calibrate, save_importances
 from edgebuild.llm.checkpoint import Checkpoint
 from edgebuild.llm.convert import convert
@@ -57,10 +60,23 @@ PEERS: Mapping[str, Any] = {
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Remembering(Forward):
+    """The float network, whose logits of the same states are computed once."""
+
+    known: dict[bytes, Floats] = field(default_factory=dict)
+
+    def logits(self, states: Floats) -> Floats:
+        key = hashlib.sha256(states.tobytes()).digest()
+        if key not in self.known:
+            self.known[key] = super().logits(states)
+        return self.known[key]
+
+
 def qualities(gguf: Path, text_file: Path, folder: Path, progress: Progress) -> Iterator[Row]:
     """Each system's weights in one graph, on the second half of the text."""
     source = open_source(gguf)
-    forward = Forward(source, read_network(source))
+    forward = Remembering(source, read_network(source))
     text = _text(source, text_file, folder)
     states = forward.states(text.proving, progress)
     seen = calibrate(forward, text.calibrating, progress)

@@ -56,7 +56,9 @@ class Peer:
 
     @property
     def folder(self) -> Path:
-        made_of = [self.name, self.version, *self.packages, CONSTRAINTS.read_text(), sys.version]
+        held = {line.partition("==")[0]: line for line in CONSTRAINTS.read_text().splitlines()}
+        packages = [held.get(package, package) for package in self.packages]
+        made_of = [self.name, self.version, *packages, sys.version]
         digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()
         return default_root() / "peers" / f"{self.name}-{self.version}-{digest[:12]}"
 
@@ -176,6 +178,8 @@ def run(command: Sequence[str], **environment: str) -> Run:
         process.returncode = os.waitstatus_to_exitcode(status)
         printed.seek(0)
         complained.seek(0)
+        if seconds > DEADLINE:
+            raise PeerFailed(f"it did not end within {DEADLINE:g} s")
         if process.returncode:
             raise PeerFailed(last_words(process.returncode, complained.read() or printed.read()))
         peak = used.ru_maxrss * 1024

@@ -25,6 +25,7 @@ COLUMNS: Mapping[str, Sequence[tuple[str, str, str]]] = {
         ("of the floats", "float_perplexity", ".4g"),
     ),
     "decode": (
+        ("model", "model", ""),
         ("bytes", "bytes", ",d"),
         ("token/s", "tokens_per_s", ".4g"),
         ("prompt token/s", "prefill_tokens_per_s", ".4g"),

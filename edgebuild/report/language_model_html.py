@@ -11,7 +11,7 @@ from edgebuild.report._page import fill_in
 from edgebuild.vocabulary.fit import Option, Room
 from edgebuild.vocabulary.language_model import LanguageModel, Proof
 from edgebuild.vocabulary.measurement import Evidence, Figure
-from edgebuild.vocabulary.units import format_size
+from edgebuild.vocabulary.units import format_share, format_size
 from edgebuild.vocabulary.weight_format import WeightFormat
 
 DISTANCE = "distance from the float network"
@@ -171,10 +171,10 @@ def _rates(model: LanguageModel) -> Iterator[Said]:
     bound, rate, hot = speed.decode_bound, speed.decode, speed.decode_sustained
     fastest = f"each token reads {read}, and the memory is no faster"
     yield Said("decoding, at most", "decode_bound", _bound(model, bound), fastest)
-    reached = f"{rate / bound:.0%} of that, as CPU decoders are known to reach"
+    reached = f"{format_share(rate / bound)} of that, as CPU decoders are known to reach"
     yield Said("decoding", "decode", _predicted(model, rate), reached)
     if hot is not None:
-        left = f"heat leaves {hot / rate:.0%} after minutes"
+        left = f"heat leaves {format_share(hot / rate)} after minutes"
         yield Said("decoding, when it is hot", "decode", _predicted(model, hot), left)
     peak, multiplied = _bound(model, speed.prefill_bound), "the processor multiplies no faster"
     yield Said("reading a prompt, at most", "prefill_bound", peak, multiplied)

@@ -56,6 +56,12 @@ def test_a_peer_that_is_killed_is_a_row_that_says_so() -> None:
     assert row["error"] == "other 1.0: killed by signal 9"
 
 
+def test_a_peer_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "DEADLINE", 0.2)
+    with pytest.raises(PeerFailed, match="it did not end within 0.2 s"):
+        run(python("import time; time.sleep(60)"))
+
+
 def test_a_peer_that_wants_too_much_memory_is_told_no(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "memory_limit", lambda: 200_000_000)
     with pytest.raises(PeerFailed, match="out of the 200 MB that it may have: MemoryError"):
@@ -87,10 +93,9 @@ def test_another_release_is_another_folder() -> None:
 
 def test_tables_give_reasons_instead_of_figures(tmp_path: Path) -> None:
     rows = [
-        {"system": "edgebuild", "tokens_per_s": 123.4, "bytes": 1000},
-        {"system": "other", "error": "other 1.0: a | b"},
+        {"task": "decode", "system": "edgebuild", "model": "m", "tokens_per_s": 9.5, "bytes": 1000},
+        {"task": "decode", "system": "other", "model": "m", "error": "other 1.0: a | b"},
     ]
-    rows = [{"task": "decode", "model": "a model", **row} for row in rows]
     machine = {"processor": "a CPU", "cores": 2}
     results = tmp_path / "llm.json"
     results.write_text(json.dumps({"machine": machine, "rows": rows}))
@@ -98,6 +103,6 @@ def test_tables_give_reasons_instead_of_figures(tmp_path: Path) -> None:
     table = [
         line for line in results.with_suffix(".md").read_text().splitlines() if line.startswith("|")
     ]
-    assert table[-2].startswith("| edgebuild | 1,000 | 123.4 |")
+    assert table[-2].startswith("| edgebuild | m | 1,000 | 9.5 |")
     assert table[-1].startswith("| other | failed: other 1.0: a \\| b |")
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1
