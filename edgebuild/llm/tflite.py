@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import mmap
 import os
 import subprocess
@@ -166,12 +167,10 @@ def _refuse_source(source: Checkpoint) -> None:
             f"{where} has no {TOKENIZER}, which goes into {BUNDLE}: save the tokenizer there with "
             "save_pretrained"
         )
-    try:
-        import transformers as _  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("transformers") is None:
         raise MissingPackage(
             "litert-torch reads checkpoints with transformers: pip install 'edgebuild[hf]'"
-        ) from None
+        )
 
 
 def _refuse_precision(decoder: Decoder, mix: Mix) -> None:
