@@ -57,15 +57,15 @@ class Onnxruntime:
     def needs(
         self, decoder: Decoder, mix: Mix, cache: str, loading: Loading, context: int
     ) -> Needs:
-        is_mapped = loading is Loading.MAPPED
-        prepacked = sum(
-            prepacked_bytes(mix.of(each), each) * each.count for each in decoder.weights
-        )
+        looked_up = _looked_up(decoder, mix)
         repacked = repacked_bytes(decoder, mix, self.repacked_per_block)
+        # Prepacked weights are repacked ones in a file. What they were made from is in it too, and
+        # nobody reads it again.
+        is_mapped = loading is Loading.MAPPED
         return Needs(
             loading=loading,
             stored=_stored(decoder, mix),
-            mapped=Bytes(prepacked) if is_mapped else _looked_up(decoder, mix),
+            mapped=Bytes(looked_up + repacked) if is_mapped else looked_up,
             repacked=Bytes(0) if is_mapped else repacked,
             cache=Bytes(decoder.cached * context * self.caches[cache]),
             logits=Bytes(decoder.vocabulary * FLOAT),
@@ -112,13 +112,6 @@ class Litert:
 ONNXRUNTIME, LITERT = Onnxruntime(), Litert()
 
 
-def prepacked_bytes(stored: WeightFormat, weights: Weights) -> int:
-    """One tensor in a file as the kernels want it: they compute with floats of four bytes."""
-    if stored.is_float and weights.role is not Role.EMBEDDING:
-        return weights.elements * FLOAT
-    return stored.size(*matrix(weights))
-
-
 def repacked_bytes(decoder: Decoder, mix: Mix, per_block: float) -> Bytes:
     """What a runtime holds of all weights after it has reordered them."""
     return Bytes(round(sum(_repacked(mix.of(each), each, per_block) for each in decoder.weights)))
@@ -131,9 +124,9 @@ def matrix(weights: Weights) -> tuple[int, int]:
 def _repacked(stored: WeightFormat, weights: Weights, per_block: float) -> float:
     if weights.role is Role.EMBEDDING:
         return 0.0
-    if stored.is_float:
-        return float(prepacked_bytes(stored, weights) * weights.count)
-    return weights.elements * weights.count * (stored.bits / 8 + per_block / stored.block)
+    # Kernels compute with floats of four bytes.
+    each = FLOAT if stored.is_float else stored.bits / 8 + per_block / stored.block
+    return weights.elements * weights.count * each
 
 
 def _stored(decoder: Decoder, mix: Mix) -> Bytes:

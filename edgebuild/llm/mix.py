@@ -60,8 +60,8 @@ MIXES = tuple(
     map(
         Mix.parse,
         (
-            *("fp32", "fp16", "int8-g32", "int4-g32+int8-head", "int4-g32", "int4-g128"),
-            "int2-g32-asym",
+            *("fp32", "fp16", "int8-g32", "int4-g32+int8-head", "int4-g32"),
+            *("int4-g128+int8-head", "int4-g128", "int2-g32-asym"),
         ),
     )
 )

@@ -26,7 +26,7 @@ def edgebuild(*words: str) -> subprocess.CompletedProcess[str]:
 def test_what_fits_is_shown_with_its_speed() -> None:
     done = edgebuild("plan", str(CONFIGS / "llama-3-8b.json"), "-t", "phone-12gb")
     assert done.returncode == 0, done.stderr
-    assert "llama-3-8b at int4-g32+int8-head fits" in " ".join(done.stderr.split())
+    assert "llama-3-8b at int4-g128+int8-head fits" in " ".join(done.stderr.split())
     assert done.stdout == ""
 
 

@@ -38,14 +38,14 @@ def test_every_precision_is_shown_whole_in_eighty_columns() -> None:
 
 def test_what_fits_is_marked_and_told_with_its_bounds() -> None:
     text = " ".join(shown(planned("llama-3-8b"), 400).split())
-    assert "→ int4-g32+int8-head" in text
-    assert "about 7.65 tokens/s, 4.21 when it is hot, never more than 15.3" in text
-    assert "281 mJ a token at least" in text
+    assert "→ int4-g128+int8-head" in text
+    assert "about 8.18 tokens/s, 4.5 when it is hot, never more than 16.4" in text
+    assert "263 mJ a token at least" in text
 
 
 def test_what_does_not_fit_is_told_with_the_sum() -> None:
     text = shown(planned("deepseek-r1"), 400)
-    assert "does not fit: even int2-g32-asym needs 215 GB weights + " in text
+    assert "does not fit: even int2-g32-asym needs 378 GB weights + " in text
     assert "nearest with a model distilled from it: DeepSeek-R1-Distill" in text
 
 
