@@ -271,6 +271,25 @@ def test_versions_and_terms_stand_in_it(model: LanguageModel, page: str) -> None
     assert "The MIT License. Copyright (c) Plotly, Inc." in page
 
 
+def test_the_runtime_and_its_kernels_stand_in_it(model: LanguageModel) -> None:
+    other = replace(
+        model,
+        **{
+            "format": "tflite",
+            "minimum_runtime": {"ai-edge-litert": "2.1"},
+            "kernels": {"XNN": 15},
+        },
+    )
+    found = dict(rows(render_html(other), "What exactly this is"))
+    assert found["format"].startswith("tflite; known to run rightly from ai-edge-litert 2.1 on")
+    assert found["kernels"].startswith("15 layers on XNN: measured where it was built")
+    assert "hash of every file" in found["weights"]
+    plain = dict(rows(render_html(replace(model, kernels={})), "What exactly this is"))
+    assert plain["format"] == "onnx"
+    assert "kernels" not in plain
+    assert "weights.json has the hash of every array" in plain["weights"]
+
+
 def test_markup_in_names_is_shown_and_does_nothing(model: LanguageModel) -> None:
     page = render_html(named(model, NASTY))
     assert "<script>alert" not in page
