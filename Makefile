@@ -48,7 +48,7 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt benchmarks/files.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[benchmarks,hf,test,train]'
+		--editable '.[benchmarks,hf,test]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps \
 		--requirement benchmarks/files.txt
 	touch $@

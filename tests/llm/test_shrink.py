@@ -378,6 +378,7 @@ def test_two_processes_learn_what_one_does(trained: Path, text: Path, tmp_path: 
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert one is not None
