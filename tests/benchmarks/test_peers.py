@@ -71,7 +71,7 @@ def test_a_peer_that_wants_too_much_memory_is_told_no(monkeypatch: pytest.Monkey
 def test_a_peer_is_made_once_and_again_only_after_it_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("EDGEBUILD_CACHE", str(tmp_path))
     tries = []
 
     def make(folder: Path) -> None:
