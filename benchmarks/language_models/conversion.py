@@ -72,14 +72,23 @@ def conversions(gigabytes: float, folder: Path, progress: Progress) -> Iterator[
         for peer, command_of in PEERS.items():
             progress.say(f"convert, {peer.name}, {size:g} GB")
             measure = partial(_of_a_peer, partial(command_of, checkpoint, out), checkpoint, out)
-            yield from rows_of(peer, "convert", peer.name, checkpoint.name, measure)
+            yield from rows_of(peer, "convert", peer.name, named(checkpoint), measure)
         shutil.rmtree(checkpoint)
     progress.say("convert, onnxruntime's quantizer")
     yield _quantizer()
 
 
+def named(checkpoint: Path) -> str:
+    """ "random, 0.987 GB": by what it has, not by what was asked for."""
+    return f"random, {_size(checkpoint) / 1e9:.3g} GB"
+
+
+def _size(checkpoint: Path) -> int:
+    return (checkpoint / "model.safetensors").stat().st_size
+
+
 def _told(system: str, checkpoint: Path) -> Row:
-    return {"task": "convert", "system": system, "model": checkpoint.name}
+    return {"task": "convert", "system": system, "model": named(checkpoint)}
 
 
 def _own(words: Sequence[str], checkpoint: Path, out: Path) -> list[str]:
@@ -120,7 +129,7 @@ def _converted(command: Callable[[], list[str]], checkpoint: Path, out: Path) ->
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     finally:
         shutil.rmtree(out, ignore_errors=True)
-    return {"bytes": size, **_rates(done, (checkpoint / "model.safetensors").stat().st_size)}
+    return {"bytes": size, **_rates(done, _size(checkpoint))}
 
 
 def _rates(done: Run, read: int) -> Row:

@@ -16,7 +16,7 @@ from typing import Any
 
 import genai
 import llama
-from conversion import builder, random_checkpoint
+from conversion import builder, named, random_checkpoint
 from peers import GENAI, LLAMA, ROOT, python_of, rows_of, run
 from safetensors.numpy import save_file
 from served import rates, rounded
@@ -47,7 +47,7 @@ Row = dict[str, Any]
 def decodings(gguf: Path, folder: Path, progress: Progress) -> Iterator[Row]:
     """Of Gemma and of a random Llama; what llama.cpp can read of these."""
     random = random_checkpoint(folder / "random", RANDOM * 1e9, tie_word_embeddings=True)
-    for source, model in ((open_source(gguf), gguf.stem), (open_source(random), random.name)):
+    for source, model in ((open_source(gguf), gguf.stem), (open_source(random), named(random))):
         out = folder / "decode"
         yield from _of_graphs(source, model, out, progress)
         progress.say(f"decode, onnxruntime-genai, {model}")

@@ -126,7 +126,8 @@ class Llama(Decoder):
         wanted = library.llama_context_default_params()
         wanted.n_ctx, wanted.n_batch, wanted.n_ubatch = CONTEXT, BATCH, BATCH
         wanted.n_outputs_max_per_seq = BATCH if gives_all else 1
-        wanted.n_threads = wanted.n_threads_batch = os.cpu_count() or 1
+        # One each for the cores that it may use: more would wait for each other.
+        wanted.n_threads = wanted.n_threads_batch = len(os.sched_getaffinity(0))
         self._state = library.llama_init_from_model(self._model, wanted)
         if not self._state:
             raise ValueError("llama.cpp makes no context")
