@@ -58,10 +58,10 @@ Row = dict[str, Any]
 class Scale:
     """How large the networks are, and how long they learn: a few minutes a seed on two cores."""
 
-    hidden: int = 160
+    hidden: int = 192
     layers: int = 5
     heads: int = 4
-    ffn: int = 640
+    ffn: int = 512
     vocabulary: int = 2048
     steps: int = 240
     distilled: int = 100

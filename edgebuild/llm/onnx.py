@@ -28,13 +28,15 @@ from edgebuild.llm.sensitivity import sensitivities
 from edgebuild.llm.store import Index
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.decoder import Role
-from edgebuild.vocabulary.errors import InputError
+from edgebuild.vocabulary.errors import InputError, NotExportable
 from edgebuild.vocabulary.fit import Option
 from edgebuild.vocabulary.target import Target
 from edgebuild.vocabulary.units import Bytes
 
 # Stretches of the text that tell what errors cost: each is run some thirty times.
 MEASURED = 1
+# Elements of a head that onnxruntime's attention can turn.
+HEAD_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Onnx:
         """What cannot be converted is told as it is read."""
 
     def pack(self, job: Job, out: Path, progress: Progress) -> Written:
+        _refuse_odd_heads(job)
         seen = _seen(job, progress)
         cache = _cache(job.option, seen)
         with tempfile.TemporaryDirectory(prefix="edgebuild-") as scratch:
@@ -68,6 +71,16 @@ class Onnx:
             size=Bytes(index.size),
             read=_read(index),
             prove=partial(prove, job.forward, index, out, cache),
+        )
+
+
+def _refuse_odd_heads(job: Job) -> None:
+    """Before anything is converted: onnxruntime would say so at the first token."""
+    if job.forward.network.head % HEAD_MULTIPLE:
+        raise NotExportable(
+            f"onnx: {job.checkpoint.path} has heads of {job.forward.network.head}: onnxruntime's "
+            f"GroupQueryAttention turns heads of multiples of {HEAD_MULTIPLE} alone. `edgebuild "
+            "convert` rounds the weights without a graph"
         )
 
 

@@ -8,7 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from llm.checkpoints import write_random_network, write_text, write_tokenizer
+from llm.checkpoints import (
+    TINY,
+    write_checkpoint,
+    write_random_network,
+    write_text,
+    write_tokenizer,
+)
 from llm.test_convert import Silence
 
 from edgebuild import catalog, generate
@@ -27,6 +33,7 @@ from edgebuild.vocabulary.errors import (
     InvalidBundle,
     InvalidCheckpoint,
     InvalidQuantity,
+    NotExportable,
     ParityLost,
 )
 from edgebuild.vocabulary.language_model import LanguageModel
@@ -190,6 +197,15 @@ def test_what_does_not_fit_is_refused_with_arithmetic(tmp_path: Path) -> None:
             Silence(),
         )
     assert "fewer bits" in str(refused.value)
+
+
+def test_heads_that_onnxruntime_cannot_turn_are_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    source = write_checkpoint(tmp_path / "odd", {**TINY, "hidden_size": 96})
+    with pytest.raises(NotExportable, match="has heads of 24: .* multiples of 16 alone"):
+        built(source, tmp_path / "dist")
+    assert not (tmp_path / "dist").exists()
 
 
 def test_another_network_is_no_proof(
