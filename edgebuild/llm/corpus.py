@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgebuild.llm.forward import Tokens, sequences_of
-from edgebuild.llm.text import CALIBRATING, STRETCH, TOKENIZER, Tokenizer
-from edgebuild.vocabulary.errors import InputError, InvalidCheckpoint, first_line
+from edgebuild.llm.text import CALIBRATING, STRETCH, TOKENIZER, Tokenizer, read_written
+from edgebuild.vocabulary.errors import InputError, InvalidCheckpoint
 
 SAMPLES = ".jsonl"
 # Of ten parts of a text eight are learned; one decides when to stop, and no choice sees the last.
@@ -42,10 +42,7 @@ def read_corpus(file: Path, tokenizer: Tokenizer | None, source: Path, context: 
             f"{source} has no {TOKENIZER}: without it, {file} cannot be read as tokens. Save the "
             "tokenizer there with save_pretrained"
         )
-    try:
-        written = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise InputError(f"{file} cannot be read as text: {first_line(problem)}") from None
+    written = read_written(file)
     if file.suffix == SAMPLES:
         learned, stopping, proving = _of_samples(file, written, tokenizer)
     else:

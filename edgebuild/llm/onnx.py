@@ -22,6 +22,7 @@ from edgebuild.llm.importance import Importances, choose_importances
 from edgebuild.llm.matrices import Costs, stored_matrices
 from edgebuild.llm.mix import Layouts, Mix
 from edgebuild.llm.mixed import Limit, choose, survey, weighed
+from edgebuild.llm.network import Network, read_network
 from edgebuild.llm.packing import Job, Wanted, Written
 from edgebuild.llm.proof import prove
 from edgebuild.llm.sensitivity import sensitivities
@@ -48,10 +49,10 @@ class Onnx:
     own_files: ClassVar[Sequence[str]] = OWN_FILES
 
     def refuse(self, source: Checkpoint, target: Target, wanted: Wanted) -> None:
-        """What cannot be converted is told as it is read."""
+        """Heads that the graph cannot turn; what cannot be converted is told as it is read."""
+        _refuse_odd_heads(read_network(source))
 
     def pack(self, job: Job, out: Path, progress: Progress) -> Written:
-        _refuse_odd_heads(job)
         seen = _seen(job, progress)
         cache = _cache(job.option, seen)
         with tempfile.TemporaryDirectory(prefix="edgebuild-") as scratch:
@@ -74,11 +75,11 @@ class Onnx:
         )
 
 
-def _refuse_odd_heads(job: Job) -> None:
-    """Before anything is converted: onnxruntime would say so at the first token."""
-    if job.forward.network.head % HEAD_MULTIPLE:
+def _refuse_odd_heads(network: Network) -> None:
+    """onnxruntime would say so at the first token."""
+    if network.head % HEAD_MULTIPLE:
         raise NotExportable(
-            f"onnx: {job.checkpoint.path} has heads of {job.forward.network.head}: onnxruntime's "
+            f"onnx: {network.decoder.name} has heads of {network.head}: onnxruntime's "
             f"GroupQueryAttention turns heads of multiples of {HEAD_MULTIPLE} alone. `edgebuild "
             "convert` rounds the weights without a graph"
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,7 +100,8 @@ def compare(
     found: list[Floats] = []
     with progress.step("compare with the float network", len(sequences)) as bar:
         for sequence, own in zip(sequences, states, strict=True):
-            found += _compared(decoder, forward, sequence, own)
+            decoder.forget()
+            found += _compared(forward, sequence, own, partial(_read, decoder, sequence))
             bar.advance()
     decoder.forget()
     prompt = sequences[0][: len(sequences[0]) // 2].tolist()
@@ -124,21 +126,27 @@ def distance(
     found: list[Floats] = []
     own = other.states(sequences, progress)
     for sequence, theirs, mine in zip(sequences, states, own, strict=True):
-        for some in in_chunks(len(sequence), CHUNK):
-            wanted = log_softmax(forward.logits(theirs[some]))
-            got = log_softmax(other.logits(mine[some]))
-            found.append(_by_token(wanted, got, sequence[some.start + 1 : some.stop + 1]))
+        found += _compared(forward, sequence, theirs, partial(_logits, other, mine))
     return _summed(text, np.concatenate(found), len(sequences[0]), ())
 
 
 def _compared(
-    decoder: Reader, forward: Forward, sequence: Tokens, states: Floats
+    forward: Forward, sequence: Tokens, states: Floats, answers: Callable[[slice], Floats]
 ) -> Iterator[Floats]:
-    decoder.forget()
+    """`answers` are the other's logits [tokens, vocabulary], asked for in order."""
     for some in in_chunks(len(sequence), CHUNK):
         wanted = log_softmax(forward.logits(states[some]))
-        got = log_softmax(decoder.read(sequence[some].tolist()).astype(np.float32))
+        got = log_softmax(answers(some))
         yield _by_token(wanted, got, sequence[some.start + 1 : some.stop + 1])
+
+
+def _read(decoder: Reader, sequence: Tokens, some: slice) -> Floats:
+    logits: Floats = decoder.read(sequence[some].tolist()).astype(np.float32)
+    return logits
+
+
+def _logits(other: Forward, states: Floats, some: slice) -> Floats:
+    return other.logits(states[some])
 
 
 def _by_token(wanted: Floats, got: Floats, coming: Tokens) -> Floats:

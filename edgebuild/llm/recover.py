@@ -11,8 +11,7 @@ import functools
 import importlib
 import importlib.util
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +27,7 @@ from edgebuild.llm.prune import Subject
 from edgebuild.methods._distill_data import batch_numbers
 from edgebuild.methods._distill_loss import Output, Reading
 from edgebuild.methods._distill_plan import Plan, Settings
-from edgebuild.methods._distill_train import RATE_WITHOUT_NORM, Training, train
+from edgebuild.methods._distill_train import RATE_WITHOUT_NORM, Training, seconds_of, train
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import (
     InputError,
@@ -227,8 +226,8 @@ def steps_within(minutes: float, room: Classroom, effort: Effort) -> int:
     training = room.training(room.student(), effort, FEWEST_STEPS)
     # The first step allocates memory.
     training.learn()
-    step = min(_seconds(training.learn) for _ in range(TIMED_STEPS))
-    look = _seconds(training.look)
+    step = min(seconds_of(training.learn) for _ in range(TIMED_STEPS))
+    look = seconds_of(training.look)
     looks = training.lesson.settings.looks
     found = torch.tensor((60 * minutes - looks * look) / step, device=room.machine.device)
     # All processes must come to the same.
@@ -337,12 +336,6 @@ def _distance(
         surprise = LOGITS.surprise(got[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
         distance = distance + share * surprise
     return distance
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def _load(folder: Path, subject: Subject, machine: Machine, dtype: Any) -> nn.Module:

@@ -132,11 +132,7 @@ def read_text(file: Path, tokenizer: Tokenizer | None, source: Path, context: in
             f"{source} has no {TOKENIZER}: without it, {file} cannot be read as tokens. Save the "
             "tokenizer there with save_pretrained, or leave --text out"
         )
-    try:
-        written = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise InputError(f"{file} cannot be read as text: {first_line(problem)}") from None
-    tokens = tokenizer.tokens(written)
+    tokens = tokenizer.tokens(read_written(file))
     length = min(STRETCH, context)
     if len(tokens) < 2 * length:
         raise InputError(
@@ -149,6 +145,18 @@ def read_text(file: Path, tokenizer: Tokenizer | None, source: Path, context: in
         sequences_of(tokens[:half], length, CALIBRATING, tokenizer.first),
         sequences_of(tokens[half:], length, PROVING, tokenizer.first),
     )
+
+
+def read_written(file: Path) -> str:
+    """What a text file holds.
+
+    Raises:
+        InputError: it cannot be read, or is no text.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"{file} cannot be read as text: {first_line(problem)}") from None
 
 
 def _settings(file: Path) -> Settings:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, cast
@@ -227,6 +228,13 @@ def _quick_to_follow(network: nn.Module, step: int) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """What some work takes, done once."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def rate_at(step: int, steps: int) -> float:

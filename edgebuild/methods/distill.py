@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, cast
@@ -27,7 +26,7 @@ from edgebuild.methods._distill_lesson import (
 )
 from edgebuild.methods._distill_loss import leaves
 from edgebuild.methods._distill_plan import Grid, Plan, Settings
-from edgebuild.methods._distill_train import Training, train
+from edgebuild.methods._distill_train import Training, seconds_of, train
 from edgebuild.methods._fake_quantization import fake_quantize, leave_rounded
 from edgebuild.vocabulary.contracts import WORKPLACE, Stage, Workplace
 from edgebuild.vocabulary.errors import MethodFailed, told
@@ -179,17 +178,13 @@ def seconds_per_step(
         training.learn()
         judge = training.judge
         some = judge.numbers[:LOOKED_AT]
-        few = _seconds(lambda: answers_of(training.student, judge.rows, some, judge.lesson.layout))
+        few = seconds_of(
+            lambda: answers_of(training.student, judge.rows, some, judge.lesson.layout)
+        )
         look = few * len(judge.numbers) / len(some)
-        step = (_seconds(training.learn) + _seconds(training.learn)) / 2
+        step = (seconds_of(training.learn) + seconds_of(training.learn)) / 2
         looks = 1 + plan.steps / training.steps_between_looks
     return Seconds(step + look * looks / plan.steps)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def _plan(chosen: Mapping[Part, Choice]) -> Plan:
