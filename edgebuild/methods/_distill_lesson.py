@@ -134,7 +134,7 @@ def open_lesson(
     features = shared_features(teacher, student, shown, MOST_FEATURES) if compares else {}
     size, varied_rows = _batch(rows, plan, settings)
     is_labeled = settings.label_weight > 0 and rows.has_class_ids and varied_rows < size
-    labeled = _labeled(rows, answers, outputs) if is_labeled else None
+    labeled = _labeled(rows, answers, outputs, settings) if is_labeled else None
     return Lesson(
         teacher, rows, plan, settings, layout, outputs, labeled, features, size, varied_rows
     )
@@ -186,14 +186,24 @@ def with_known_answers(lesson: Lesson, owner: nn.Module) -> Lesson:
     return replace(lesson, known=known)
 
 
-def _labeled(rows: Rows, answers: Sequence[Tensor], outputs: Sequence[Output]) -> int | None:
-    """The one output that the labels can be the classes of."""
+def _labeled(
+    rows: Rows, answers: Sequence[Tensor], outputs: Sequence[Output], settings: Settings
+) -> int | None:
+    """The one output that the labels are the classes of.
+
+    The teacher knows these better than who always says the most frequent one: labels that are
+    numbered otherwise than its classes would teach nonsense. Without a teacher they are believed.
+    """
     assert rows.labels is not None
+    labels = rows.labels.flatten()[rows.evenly(SHOWN)]
     most = int(rows.labels.max())
+    is_alone = settings.label_weight == 1
+    guessed = -1.0 if is_alone else np.bincount(labels).max() / len(labels)
     able = [
         number
         for number, (answer, output) in enumerate(zip(answers, outputs, strict=True))
         if output.reading is not Reading.VALUES and answer.shape[1] > most
+        if np.mean(answer.argmax(dim=1).numpy() == labels) > guessed
     ]
     return able[0] if len(able) == 1 else None
 

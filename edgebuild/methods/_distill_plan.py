@@ -77,7 +77,8 @@ class Settings:
         batch_size: rows a step.
         learning_rate: its highest, for networks with BatchNorm; the others take a tenth.
         temperature: softens the classes of teacher and student.
-        label_weight: the share of the labels in the loss, where they are class ids.
+        label_weight: the share of the labels in the loss, where they are class ids that the
+            teacher knows.
         feature_weight: the weight of intermediate features that have the same shape in both.
         varied_share: the share of a batch of images that is varied for the teacher to label.
         most_passes: only in trainings that pass more often than this over the same images.
@@ -88,7 +89,7 @@ class Settings:
     batch_size: int = 32
     learning_rate: float = 5e-3
     temperature: float = 2.0
-    label_weight: float = 0.0
+    label_weight: float = 0.5
     feature_weight: float = 1.0
     varied_share: float = 0.5
     most_passes: int = 20

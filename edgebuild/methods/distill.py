@@ -56,9 +56,10 @@ class Distill(Settings):
     """Recovery after pruning, factorizing or rounding, with the workload's network as teacher.
 
     Hinton et al., arXiv 1503.02531. The teacher answers to the calibration split, so that it
-    needs no labels; with a grid, the student is quantized while it trains (Jacob et al., arXiv
-    1712.05877), and ends with weights on the grid and without BatchNorm. A network that was changed
-    learns in float for three quarters of the steps before.
+    needs no labels; where there are some, they are half of the lesson. With a grid, the student
+    is quantized while it trains (Jacob et al., arXiv 1712.05877), and ends with weights on the grid
+    and without BatchNorm. A network that was changed learns in float for three quarters of the
+    steps before.
     """
 
     stage: ClassVar[Stage] = Stage.RECOVER

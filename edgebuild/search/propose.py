@@ -29,9 +29,9 @@ from edgebuild.vocabulary.verdict import Status
 
 # Where the first plans lie between the fastest network and the whole one, in the logarithm: the
 # very first in the middle, and then on both sides of it. All lie beyond it where it lost so little
-# score that slower ones could hardly gain any, and before it where it lost more than is of use.
+# score that slower ones could hardly gain any, and before it where it lost too much.
 OPENING, AROUND, BEYOND, BEFORE = 0.45, (0.2, 0.7), (0.2, 0.0), (0.7, 0.85)
-LITTLE = 0.01
+LITTLE, MUCH = 0.01, 0.04
 # How much faster than the fastest network on the frontier a bolder one is to be.
 BOLDER = 1.5
 # The precisions of a shape may take so much longer than the fastest ones, to lose less.
@@ -99,12 +99,13 @@ def first_shapes(
     training: Training,
     beliefs: Beliefs,
 ) -> Iterator[Proposal]:
-    """A fast plan, one that should lose less or be even faster, and a middling student."""
+    """A fast plan, one that should lose less or be even faster, and a student like the latter."""
     opened = [one for one in attempts if one.proposal.reshaped and not one.trial.failure]
     lost = min(map(_drop, opened), default=LITTLE)
-    places = BEYOND if lost < LITTLE else AROUND if lost <= WITHIN_REACH else BEFORE
+    places = BEYOND if lost < LITTLE else AROUND if lost <= MUCH else BEFORE
     yield from _between(menus, places, limits, training, beliefs)
-    for offer in students[len(students) // 2 :][:1]:
+    # Students come with the largest first.
+    for offer in students[len(students) // (4 if places is BEFORE else 2) :][:1]:
         yield from _realized(menus, [offer], training)
 
 
@@ -138,7 +139,9 @@ def next_shapes(
     `by_rounding` tells which share of an attempt's divergence quantization is believed to cause.
     """
     best = _on_frontier(attempts)
-    for attempt in [one for one in best if _drop(one) <= WITHIN_REACH][:PROMISING]:
+    promising = [one for one in best if _drop(one) <= WITHIN_REACH]
+    # First what keeps the budget, then what comes next to it; of equals the fastest.
+    for attempt in sorted(promising, key=lambda one: one.trial.verdict.overrun)[:PROMISING]:
         yield from _longer(attempt, training)
         if by_rounding(attempt) >= BY_ROUNDING:
             yield from _finer(attempt, attempts, training)

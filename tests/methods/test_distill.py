@@ -349,6 +349,24 @@ def test_the_score_sees_the_outputs_as_the_network_returns_them() -> None:
     assert seen == 2 * [({"classes": (600, 8), "pose": (600, 8)}, (600,))]
 
 
+@pytest.mark.parametrize(("one", "other", "is_known"), [(0, 1, True), (1, 0, False)])
+def test_labels_that_the_teacher_does_not_know_are_left_alone(
+    one: int, other: int, is_known: bool
+) -> None:
+    """Half of the images are bright, which the teacher's first class is for."""
+    teacher = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+    with torch.no_grad():
+        teacher[-1].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        teacher[-1].bias.zero_()
+    labeled = [
+        (image.abs() * sign, np.array([one if sign > 0 else other]))
+        for (image, _), sign in zip(images(64, 3), 32 * [1, -1], strict=True)
+    ]
+    given_workload = replace(workload(), network=teacher.eval(), calibration=labeled)
+    with QUICK.training(teacher, given_workload, Plan(20)) as training:
+        assert (training.lesson.labeled == 0) == is_known
+
+
 def test_labels_are_learned_too_if_they_are_to_be() -> None:
     """The teacher knows nothing of these labels."""
     given_workload = workload()
