@@ -198,12 +198,8 @@ def bench_language_model(
     lengths = Lengths(tuple(prompts), new)
     console = terminal.stderr()
     with terminal.Bars(console) as bars:
-        found = [
-            bench_model(
-                *(dist, name, catalog.device(device_url(name, target), bars), lengths, threads)
-            )
-            for name in devices
-        ]
+        named = {name: catalog.device(device_url(name, target), bars) for name in devices}
+        found = bench_model(dist, named, lengths, threads)
     if as_json:
         print_json({"bundle": str(dist), "devices": [plain(one) for one in found]})
     show_rates(console, found)

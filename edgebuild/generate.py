@@ -47,7 +47,27 @@ UNSEEN = np.float32(-1e9)
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
-class Decoder:
+class Reader:
+    """What has read some tokens of a context, and remembers them."""
+
+    context = length = 0
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self.length = 0
+
+    def refuse_more(self, count: int) -> None:
+        """No more tokens than there is room for.
+
+        Raises:
+            ValueError: these are.
+        """
+        if self.length + count > self.context:
+            total = self.length + count
+            raise ValueError(f"{total} tokens: the model was built for {self.context}")
+
+
+class Decoder(Reader):
     """A graph with the keys and values of what it has read, in buffers as long as its context."""
 
     def __init__(self, graph: str, threads: int = 0) -> None:
@@ -62,7 +82,6 @@ class Decoder:
         )
         about = self._session.get_modelmeta().custom_metadata_map
         self.context = int(about[CONTEXT_KEY])
-        self.length = 0
         self._gives_last = self._session.get_outputs()[0].shape[1] == 1
         self._buffers: dict[str, Any] = {}
         for one in self._session.get_inputs():
@@ -71,19 +90,13 @@ class Decoder:
                 empty = np.zeros(batch_heads_length_head, TYPES[one.type])
                 self._buffers[one.name] = onnxruntime.OrtValue.ortvalue_from_numpy(empty)
 
-    def forget(self) -> None:
-        """Begins anew."""
-        self.length = 0
-
     def read(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits [tokens or 1, vocabulary] of what comes after the tokens; at once, or in chunks.
 
         Raises:
             ValueError: more tokens than there is room for.
         """
-        if self.length + len(tokens) > self.context:
-            count = self.length + len(tokens)
-            raise ValueError(f"{count} tokens: the model was built for {self.context}")
+        self.refuse_more(len(tokens))
         found = [self._run(tokens[at : at + CHUNK]) for at in range(0, len(tokens), CHUNK)]
         return found[-1] if self._gives_last else np.concatenate(found)
 
@@ -102,7 +115,7 @@ class Decoder:
         return logits
 
 
-class LiteDecoder:
+class LiteDecoder(Reader):
     """The same of a .tflite as litert-torch exports it, which has two signatures.
 
     `prefill_N` reads N tokens and gives no logits, `decode` reads one and gives them; both take the
@@ -121,7 +134,6 @@ class LiteDecoder:
         self.chunk = int(self._prefill.get_input_details()["tokens"]["shape"][1])
         inputs = self._decode.get_input_details()
         self.context = int(inputs["mask"]["shape"][-1])
-        self.length = 0
         self._cache = {
             name: np.zeros(about["shape"], about["dtype"])
             for name, about in inputs.items()
@@ -132,19 +144,13 @@ class LiteDecoder:
             self.read([0])
         self.forget()
 
-    def forget(self) -> None:
-        """Begins anew."""
-        self.length = 0
-
     def read(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits [1, vocabulary] of what comes after the tokens.
 
         Raises:
             ValueError: more tokens than there is room for.
         """
-        if self.length + len(tokens) > self.context:
-            count = self.length + len(tokens)
-            raise ValueError(f"{count} tokens: the model was built for {self.context}")
+        self.refuse_more(len(tokens))
         self.prefill(tokens[:-1])
         logits: np.ndarray = self._run(self._decode, tokens[-1:], 1)["logits"][0]
         return logits

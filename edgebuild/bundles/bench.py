@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +15,9 @@ from edgebuild.bundles.manifest import Bundle
 from edgebuild.bundles.metered import metered
 from edgebuild.bundles.native import bench_native, pack_native, refuse_emulated
 from edgebuild.bundles.run_on import run_on
+from edgebuild.bundles.side_by_side import side_by_side
 from edgebuild.vocabulary.contracts import Completed, Device, Fit, MemoryTrial, Meter
-from edgebuild.vocabulary.errors import DeviceError, EdgebuildError, InputError
+from edgebuild.vocabulary.errors import DeviceError, InputError
 from edgebuild.vocabulary.measurement import Evidence, Measurement, Outcome, Sustained
 from edgebuild.vocabulary.power import Draw
 from edgebuild.vocabulary.units import Seconds, format_size
@@ -66,25 +64,11 @@ class Benched:
 
 def bench_all(bundle: Bundle, devices: Mapping[str, Device], effort: Effort) -> tuple[Benched, ...]:
     """Runs it on all devices side by side; one that fails does not stop the others."""
-    # Two on this machine would measure each other.
-    here = threading.Lock()
-
-    def one(name: str, device: Device) -> Benched:
-        try:
-            with here if device.is_here else nullcontext(), device:
-                return bench(bundle, name, device, effort)
-        except EdgebuildError as error:
-            return Benched(name, device.name, error=str(error))
-
-    with ThreadPoolExecutor(len(devices)) as pool:
-        running = [pool.submit(one, *named) for named in devices.items()]
-        try:
-            return tuple(future.result() for future in running)
-        except BaseException:
-            # What waits for a device must not keep Ctrl-C waiting.
-            for device in devices.values():
-                device.__exit__(None, None, None)
-            raise
+    return side_by_side(
+        devices,
+        lambda name, device: bench(bundle, name, device, effort),
+        lambda name, device, error: Benched(name, device.name, error=str(error)),
+    )
 
 
 def bench(bundle: Bundle, name: str, device: Device, effort: Effort) -> Benched:

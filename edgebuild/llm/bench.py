@@ -1,19 +1,20 @@
-"""Measures a language model's bundle on a device, beside what the device's memory allows."""
+"""Measures a language model's bundle on devices, beside what their memory allows."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from edgebuild import generate
+from edgebuild.bundles.side_by_side import side_by_side
 from edgebuild.llm.bundle import LOADER, load_model
 from edgebuild.llm.plan import JOULES_PER_BYTE
 from edgebuild.vocabulary.contracts import Completed, Device, Fit, MemoryTrial
-from edgebuild.vocabulary.errors import DeviceError, EdgebuildError, InvalidQuantity
+from edgebuild.vocabulary.errors import DeviceError, InvalidQuantity
 from edgebuild.vocabulary.fit import Loading
 from edgebuild.vocabulary.language_model import BenchedModel, Rates
 from edgebuild.vocabulary.units import Hertz, Joules, Seconds, format_size
@@ -31,9 +32,9 @@ class Lengths:
 
 
 def bench_model(
-    folder: Path, name: str, device: Device, lengths: Lengths, threads: int | None
-) -> BenchedModel:
-    """Runs it there in a process of its own; what fails is told, not raised.
+    folder: Path, devices: Mapping[str, Device], lengths: Lengths, threads: int | None = None
+) -> tuple[BenchedModel, ...]:
+    """Runs it on all devices side by side, in processes of their own; failures are told.
 
     Raises:
         InvalidQuantity: more tokens than the bundle's context holds.
@@ -46,13 +47,17 @@ def bench_model(
             "with a longer --context"
         )
     floor = Joules(model.read_bytes * JOULES_PER_BYTE)
-    try:
-        with device:
-            bandwidth = _bandwidth(device, threads or 0)
-            rates, trial = _rates(folder, device, lengths, threads or 0, model.option.needs.loading)
-    except EdgebuildError as error:
-        return BenchedModel(name, model.read_bytes, floor, error=str(error))
-    return BenchedModel(name, model.read_bytes, floor, rates, "", trial, bandwidth)
+
+    def one(name: str, device: Device) -> BenchedModel:
+        bandwidth = _bandwidth(device, threads or 0)
+        rates, trial = _rates(folder, device, lengths, threads or 0, model.option.needs.loading)
+        return BenchedModel(name, model.read_bytes, floor, rates, "", trial, bandwidth)
+
+    return side_by_side(
+        devices,
+        one,
+        lambda name, _, error: BenchedModel(name, model.read_bytes, floor, error=str(error)),
+    )
 
 
 def _rates(

@@ -15,6 +15,7 @@ from edgebuild.llm.bundle import FILE, LOADER, PAGE, write_model
 from edgebuild.llm.checkpoint import FLOAT_METHODS, Checkpoint
 from edgebuild.llm.convert import refuse_other_content
 from edgebuild.llm.forward import Forward
+from edgebuild.llm.mix import Mix
 from edgebuild.llm.network import read_network
 from edgebuild.llm.onnx import Onnx
 from edgebuild.llm.packing import Job, Packer, Written
@@ -58,8 +59,12 @@ def build_model(
     source = open_source(path)
     packer.refuse(source, target, wanted)
     network = read_network(source)
-    fit = plan(source.decoder, target, wanted.context, wanted.weights, packer.engine)
+    every = fit = plan(source.decoder, target, wanted.context, engine=packer.engine)
+    if wanted.weights:
+        fit = plan(source.decoder, target, wanted.context, wanted.weights, packer.engine)
     option = _fitting(fit)
+    # What was chosen is refused as if it had been asked for: before anything is touched.
+    packer.refuse(source, target, replace(wanted, weights=Mix.parse(option.precision)))
     refuse_other_content(out, packer.own_files)
     with tempfile.TemporaryDirectory(prefix="edgebuild-") as name:
         scratch = Path(name)
@@ -92,7 +97,7 @@ def build_model(
         weights_bytes=written.size,
         read_bytes=written.read,
         option=option,
-        options=plan(source.decoder, target, wanted.context, engine=packer.engine).options,
+        options=every.options,
         room=fit.room,
         verdict=_verdict(option, fit, target),
         notes=(*notes, *written.notes),

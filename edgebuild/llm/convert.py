@@ -32,6 +32,7 @@ from edgebuild.llm.mix import Layouts
 from edgebuild.llm.quantize import Packed, quantize
 from edgebuild.llm.repack import Packing, Repacked, is_packed, packed_bytes, packing_of, repacked
 from edgebuild.llm.rows import Rows, open_rows
+from edgebuild.llm.save import copy_beside
 from edgebuild.llm.store import (
     DATA,
     INDEX,
@@ -54,12 +55,6 @@ CHUNK = 2**19
 PACKED_CHUNK = 2**22
 # How many bytes a step of progress stands for.
 STEP = 16_000_000
-# What a runtime needs beside the weights, copied as it is where it is there.
-BESIDE = (
-    *("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json"),
-    "chat_template*",
-)
-
 # By these a folder is known as the place of a conversion.
 OWN_FILES = (JOURNAL, INDEX, DATA)
 
@@ -238,13 +233,6 @@ def _publish(index: Index, checkpoint: Path, out: Path) -> None:
     part = out / f"{INDEX}.part"
     part.write_bytes(dump_index(index))
     os.replace(part, out / INDEX)
-
-
-def copy_beside(checkpoint: Path, out: Path) -> None:
-    """The tokenizer, and the settings that a runtime reads."""
-    for pattern in BESIDE:
-        for file in checkpoint.glob(pattern):
-            shutil.copyfile(file, out / file.name)
 
 
 # ---- one tensor

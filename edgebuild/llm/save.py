@@ -17,12 +17,12 @@ from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.checkpoint import DTYPES, Checkpoint
 from edgebuild.llm.config import Settings
 from edgebuild.llm.rows import open_rows
-from edgebuild.llm.text import CONFIG, write_beside
+from edgebuild.llm.text import CONFIG, GENERATION_CONFIG, write_beside
 
 WEIGHTS = "model.safetensors"
 # What goes along with the weights as it is, where it is there.
 BESIDE = (
-    *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *(CONFIG, GENERATION_CONFIG, "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template*", "vocab.*", "merges.txt", "LICENSE*"),
 )
 # Weights that are read at once.
@@ -91,13 +91,15 @@ def write_rest(checkpoint: Checkpoint, settings: Settings, folder: Path) -> None
         MissingPackage: transformers, which rebuilds the tokenizer of a GGUF file, is not installed.
     """
     if checkpoint.path.is_dir():
-        for file in _beside(checkpoint.path):
-            shutil.copyfile(file, folder / file.name)
+        copy_beside(checkpoint.path, folder)
     else:
         write_beside(checkpoint, folder)
     (folder / CONFIG).write_text(json.dumps(dict(settings), indent=1), encoding="utf-8")
 
 
-def _beside(folder: Path) -> Iterator[Path]:
+def copy_beside(checkpoint: Path, folder: Path) -> None:
+    """The tokenizer, what a runtime reads, and the license; nothing of a file."""
     for pattern in BESIDE:
-        yield from (file for file in sorted(folder.glob(pattern)) if file.is_file())
+        for file in sorted(checkpoint.glob(pattern)):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)

@@ -23,13 +23,12 @@ from edgebuild.llm import _tflite_export
 from edgebuild.llm._tflite_census import TfliteMatrix, read_matrices
 from edgebuild.llm._tflite_kernels import kernels_of_layers
 from edgebuild.llm.checkpoint import Checkpoint
-from edgebuild.llm.convert import copy_beside
 from edgebuild.llm.engines import CHUNK, FLOAT, LITERT, Engine
 from edgebuild.llm.matrices import Costs, Stored, stored_matrices
 from edgebuild.llm.mix import Mix
 from edgebuild.llm.packing import Job, Wanted, Written
 from edgebuild.llm.proof import ANSWER, EachToken, compare
-from edgebuild.llm.save import write_floats
+from edgebuild.llm.save import copy_beside, write_floats
 from edgebuild.llm.text import TOKENIZER, Text
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.decoder import Decoder, Role
@@ -93,14 +92,13 @@ class Tflite:
             raise InputError(
                 f"--context {wanted.context} is too short for a proof: give {SHORTEST} at least"
             )
+        refuse_small_memory(source.decoder, wanted.context, available_memory())
         if wanted.weights:
             _refuse_precision(source.decoder, wanted.weights)
-        _refuse_old_runtime(target, _since(wanted.weights))
-        refuse_small_memory(source.decoder, wanted.context, available_memory())
+            _refuse_old_runtime(target, _since(wanted.weights))
 
     def pack(self, job: Job, out: Path, progress: Progress) -> Written:
         mix = Mix.parse(job.option.precision)
-        _refuse_precision(job.checkpoint.decoder, mix)
         out.parent.mkdir(parents=True, exist_ok=True)
         # Beside the bundle: files of this size are not for /tmp, and are moved, not copied.
         with tempfile.TemporaryDirectory(prefix=".edgebuild-", dir=out.parent) as scratch:
@@ -202,8 +200,8 @@ def _refuse_old_runtime(target: Target, oldest: Mapping[str, str]) -> None:
             )
 
 
-def _since(mix: Mix | None) -> Mapping[str, str]:
-    return SINCE_FLOATS if mix and mix.body.is_float else SINCE_BLOCKS
+def _since(mix: Mix) -> Mapping[str, str]:
+    return SINCE_FLOATS if mix.body.is_float else SINCE_BLOCKS
 
 
 def _exported(job: Job, scratch: Path, progress: Progress) -> Path:

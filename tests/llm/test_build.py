@@ -131,8 +131,11 @@ def test_prepacked_weights_give_the_same_answer(checkpoint: Path, tmp_path: Path
 
 
 def test_rates_are_measured_with_their_bound(bundle: Path) -> None:
-    with catalog.device("local") as device:
-        found = bench_model(bundle, "local", device, Lengths((16, 32), 8, 2), None)
+    devices = {"local": catalog.device("local"), "dead": catalog.device("ssh://nobody@127.0.0.1:1")}
+    found, dead = bench_model(bundle, devices, Lengths((16, 32), 8, 2))
+    assert dead.device == "dead"
+    assert dead.error
+    assert dead.rates is None
     assert found.error == ""
     assert found.rates is not None
     assert [row.test for row in found.rates.rows] == ["pp16", "pp32", "tg8"]
@@ -143,8 +146,8 @@ def test_rates_are_measured_with_their_bound(bundle: Path) -> None:
 
 
 def test_a_device_with_too_little_memory_kills_it_and_says_so(bundle: Path) -> None:
-    with catalog.device("twin:30MB") as device:
-        found = bench_model(bundle, "small", device, Lengths((16,), 8, 1), None)
+    devices = {"small": catalog.device("twin:30MB")}
+    (found,) = bench_model(bundle, devices, Lengths((16,), 8, 1))
     if "not enforced" in found.error.lower() or found.rates:
         pytest.skip("no cgroup keeps a limit here")
     assert "the kernel killed it at the limit of 30 MB" in found.error
@@ -152,7 +155,7 @@ def test_a_device_with_too_little_memory_kills_it_and_says_so(bundle: Path) -> N
 
 def test_bench_refuses_more_tokens_than_are_remembered(bundle: Path) -> None:
     with pytest.raises(InvalidQuantity, match="the bundle was built for 256"):
-        bench_model(bundle, "local", catalog.device("local"), Lengths((250,), 64), None)
+        bench_model(bundle, {"local": catalog.device("local")}, Lengths((250,), 64))
 
 
 def test_chat_answers_and_remembers(bundle: Path) -> None:

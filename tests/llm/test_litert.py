@@ -209,8 +209,8 @@ def test_chat_and_bench_run_it(bundle: Path) -> None:
     talk = Conversation.open(bundle, 6)
     first = "".join(talk.answer("the cat sat"))
     assert first == talk.messages[-1]["content"]
-    with catalog.device("local") as device:
-        found = bench_model(bundle, "local", device, Lengths((16, 140), 8, 2), 1)
+    devices = {"local": catalog.device("local")}
+    (found,) = bench_model(bundle, devices, Lengths((16, 140), 8, 2), 1)
     assert found.error == ""
     assert found.rates is not None
     assert [row.test for row in found.rates.rows] == ["pp16", "pp140", "tg8"]
@@ -341,8 +341,9 @@ def test_precisions_without_kernels_are_refused(checkpoint: Path, tmp_path: Path
 def test_targets_with_old_runtimes_are_refused(release: str, checkpoint: Path) -> None:
     target, source = load_target("phone-12gb"), open_source(checkpoint)
     old = tuple(dataclasses.replace(each, version=release) for each in target.runtimes)
+    wanted = Wanted(weights=Mix.parse("int4-g32"))
     with pytest.raises(PrecisionRefused, match=f"{release}, which computes this wrongly"):
-        tflite.Tflite().refuse(source, dataclasses.replace(target, runtimes=old), Wanted())
+        tflite.Tflite().refuse(source, dataclasses.replace(target, runtimes=old), wanted)
 
 
 def test_folders_and_formats_are_kept_apart(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
