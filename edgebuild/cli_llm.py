@@ -96,10 +96,12 @@ def convert(
     importances = choose_importances(read, importance)
     console = terminal.stderr()
     with terminal.Bars(console) as bars:
-        mixed = choose(survey(read, importances, bars), limit, counted) if limit else None
-        if mixed:
-            bars.say(f"chosen: {mixed}")
         is_searched = search or importance is not None
+        mixed = None
+        if limit:
+            sites = survey(read, importances, bars, is_searched=is_searched)
+            mixed = choose(sites, limit, counted)
+            bars.say(f"chosen: {mixed}")
         found = convert_stream(
             read, out, mixed or uniform, bars, importances if is_searched else None
         )

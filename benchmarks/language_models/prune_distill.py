@@ -31,7 +31,7 @@ from edgebuild.llm.network import read_network
 from edgebuild.llm.proof import compare
 from edgebuild.llm.prune import Shares
 from edgebuild.llm.recover import Effort
-from edgebuild.llm.sensitivity import sensitivities
+from edgebuild.llm.sensitivity import Reference, sensitivities
 from edgebuild.llm.shrink import shrink
 from edgebuild.llm.source import open_source
 from edgebuild.llm.store import Index
@@ -158,8 +158,9 @@ def _rounded(folder: Path, limits: Mapping[str, Bytes], comparison: Comparison) 
     seen = calibrate(network, corpus.calibrating, progress)
     kept = save_importances(seen, folder.with_name("seen.safetensors"))
     importances = choose_importances(source, kept)
-    sites = survey(source, importances, progress)
-    sites = weighed(sites, sensitivities(network, sites, corpus.calibrating[:1], progress))
+    sites = survey(source, importances, progress, is_searched=True)
+    reference = Reference(network, corpus.calibrating[:1])
+    sites = weighed(sites, sensitivities(reference, sites, progress))
     seconds = time.monotonic() - began
     for name, limit in limits.items():
         began, out = time.monotonic(), folder.with_name("rounded")

@@ -22,7 +22,7 @@ from edgebuild.llm.packing import Job, Packer, Written
 from edgebuild.llm.packing import Wanted as Wanted
 from edgebuild.llm.plan import plan
 from edgebuild.llm.source import open_source
-from edgebuild.llm.text import Tokenizer, open_tokenizer, read_text, write_beside
+from edgebuild.llm.text import CONFIG, Tokenizer, open_tokenizer, read_text, write_beside
 from edgebuild.llm.tflite import Tflite
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import DoesNotFit, InputError, MissingPackage, did_you_mean
@@ -77,7 +77,9 @@ def build_model(
         job = Job(Forward(source, network), option, wanted.limit, text, tokenizer)
         written = packer.pack(job, out, progress)
         for file in scratch.glob("*.json"):
-            shutil.copyfile(file, out / file.name)
+            # Fewer layers have settings of their own, which are there already.
+            if not (written.removed and file.name == CONFIG):
+                shutil.copyfile(file, out / file.name)
     shutil.copyfile(generate.__file__, out / LOADER)
     proof = _proof(written, job, progress)
     model = LanguageModel(
@@ -107,6 +109,7 @@ def build_model(
         format=wanted.format,
         minimum_runtime=written.minimum_runtime,
         kernels=written.kernels,
+        removed=written.removed,
     )
     if page:
         (out / PAGE).write_text(page(model), encoding="utf-8")

@@ -154,10 +154,13 @@ def _identity(
     checkpoint: Checkpoint, entries: Sequence[Entry], importances: Importances | None
 ) -> str:
     """Names everything that the result depends on; files by size and time, not by content."""
-    files = sorted({tensor.file for tensor in checkpoint.tensors.values()})
+    tensors = checkpoint.tensors
+    files = sorted({tensor.file for tensor in tensors.values()})
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     places = [(e.name, str(e.layout), [p.offset for p in e.pieces], e.norm) for e in entries]
-    return digest(SCHEMA, stats, places, importances.name if importances else "")
+    # Without some of its layers a network has others under their numbers.
+    named = [(name, tensor.name) for name, tensor in sorted(tensors.items())]
+    return digest(SCHEMA, stats, named, places, importances.name if importances else "")
 
 
 # ---- the folder

@@ -5,10 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from edgebuild.generate import GRAPH
 from edgebuild.llm.calibrate import Seen, calibrate, save_importances
@@ -19,13 +19,15 @@ from edgebuild.llm.genai import FILE as GENAI
 from edgebuild.llm.genai import genai_config
 from edgebuild.llm.graph import HALVES, CacheFormat, decoder_graph, write_graph
 from edgebuild.llm.importance import Importances, choose_importances
+from edgebuild.llm.layers import choose_with_layers, without_layers
 from edgebuild.llm.matrices import Costs, stored_matrices
 from edgebuild.llm.mix import Layouts, Mix
-from edgebuild.llm.mixed import Limit, choose, survey, weighed
+from edgebuild.llm.mixed import Mixed, choose, survey, weighed
 from edgebuild.llm.network import Network, read_network
 from edgebuild.llm.packing import Job, Wanted, Written
 from edgebuild.llm.proof import prove
-from edgebuild.llm.sensitivity import sensitivities
+from edgebuild.llm.save import write_settings
+from edgebuild.llm.sensitivity import Reference, sensitivities
 from edgebuild.llm.store import Index
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.decoder import Role
@@ -33,6 +35,8 @@ from edgebuild.vocabulary.errors import InputError, NotExportable
 from edgebuild.vocabulary.fit import Option
 from edgebuild.vocabulary.target import Target
 from edgebuild.vocabulary.units import Bytes
+
+T = TypeVar("T")
 
 # Stretches of the text that tell what errors cost: each is run some thirty times.
 MEASURED = 1
@@ -54,25 +58,56 @@ class Onnx:
 
     def pack(self, job: Job, out: Path, progress: Progress) -> Written:
         seen = _seen(job, progress)
-        cache = _cache(job.option, seen)
         with tempfile.TemporaryDirectory(prefix="edgebuild-") as scratch:
             importances = _importances(job.checkpoint, seen, Path(scratch))
-            layouts, costs = _layouts(job, importances, progress)
-            done = convert(job.checkpoint, out, layouts, progress, importances if seen else None)
+            chosen = _chosen(job, importances, progress)
+            whole, removed = job.forward, chosen.removed
+            if removed:
+                rest = without_layers(whole, removed)
+                job, chosen = replace(job, forward=rest.forward), chosen.named_by(rest.originals)
+                # What is left sees something else.
+                seen = _seen(job, progress)
+                importances = _importances(job.checkpoint, seen, Path(scratch))
+            cache = _cache(job.option, seen)
+            searched = importances if seen else None
+            done = convert(job.checkpoint, out, chosen.layouts, progress, searched)
+        if removed:
+            write_settings(job.checkpoint.settings, out)
         network, context, index = job.forward.network, job.option.context, done.index
         write_graph(decoder_graph(network, index, context, cache), out / GRAPH)
         first, stops = (job.tokenizer.first, job.tokenizer.stops) if job.tokenizer else (None, ())
         (out / GENAI).write_bytes(genai_config(network, context, first, stops))
+        stored = {entry.name: entry.layout for entry in index.entries}
         return Written(
-            layouts=Counter(str(entry.layout) for entry in index.entries),
-            matrices=stored_matrices(
-                job.checkpoint.decoder, {entry.name: entry.layout for entry in index.entries}, costs
-            ),
+            layouts=Counter(str(layout) for layout in stored.values()),
+            matrices=stored_matrices(job.checkpoint.decoder, stored, chosen.costs),
             scales=job.text.name if job.text and seen else "extremes",
             size=Bytes(index.size),
             read=_read(index),
-            prove=partial(prove, job.forward, index, out, cache),
+            prove=partial(prove, whole, network, index, out, cache),
+            removed=removed,
+            notes=_notes(removed, whole.network, network),
         )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How tensors are stored, with what is known of what that costs, and layers that are not."""
+
+    layouts: Layouts
+    costs: Costs = field(default_factory=Costs)
+    removed: tuple[int, ...] = ()
+
+    def named_by(self, originals: Mapping[str, str]) -> Chosen:
+        """The same by other names."""
+
+        def renamed(values: Mapping[str, T]) -> dict[str, T]:
+            return {new: values[old] for new, old in originals.items() if old in values}
+
+        assert isinstance(self.layouts, Mixed)
+        mixed = replace(self.layouts, layouts=renamed(self.layouts.layouts))
+        costs = Costs(renamed(self.costs.sensitivities), renamed(self.costs.losses))
+        return replace(self, layouts=mixed, costs=costs)
 
 
 def _refuse_odd_heads(network: Network) -> None:
@@ -108,18 +143,31 @@ def _importances(source: Checkpoint, seen: Seen | None, scratch: Path) -> Import
     return choose_importances(source, save_importances(seen, scratch / "importances.safetensors"))
 
 
-def _layouts(job: Job, importances: Importances, progress: Progress) -> tuple[Layouts, Costs]:
+def _chosen(job: Job, importances: Importances, progress: Progress) -> Chosen:
     if job.limit is None:
-        return Mix.parse(job.option.precision), Costs()
-    sites = survey(job.checkpoint, importances, progress)
-    found: Mapping[str, float] = {}
-    if job.text:
-        some = job.text.calibrating[:MEASURED]
-        found = sensitivities(job.forward, sites, some, progress)
+        return Chosen(Mix.parse(job.option.precision))
+    is_searched = job.text is not None and job.checkpoint.method in FLOAT_METHODS
+    sites = survey(job.checkpoint, importances, progress, is_searched=is_searched)
+    if not job.text:
+        mixed, costs = choose(sites, job.limit), Costs()
+    else:
+        reference = Reference(job.forward, job.text.calibrating[:MEASURED])
+        found = sensitivities(reference, sites, progress)
         sites = weighed(sites, found)
-    mixed = choose(sites, job.limit, Limit.STORED)
+        mixed = choose_with_layers(sites, job.limit, reference, progress)
+        costs = Costs(found, mixed.losses)
     progress.say(f"chosen: {mixed}")
-    return mixed, Costs(found, mixed.losses if found else {})
+    return Chosen(mixed, costs, mixed.removed)
+
+
+def _notes(removed: Sequence[int], whole: Network, network: Network) -> Sequence[str]:
+    if not removed:
+        return ()
+    count, named = len(whole.layers), ", ".join(map(str, removed))
+    return (
+        f"{len(network.layers)} of {count} layers are left: without layers {named} of the "
+        "checkpoint, counted from 0, the text loses less than with fewer bits for all",
+    )
 
 
 def _read(index: Index) -> Bytes:

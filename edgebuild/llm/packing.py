@@ -65,6 +65,7 @@ class Written:
         prove: compares what was written with the float network, in its runtime.
         minimum_runtime: the oldest releases that compute it rightly, by package.
         kernels: how many layers ran on each kernel here, where the runtime tells.
+        removed: layers that were left out, by their numbers in the checkpoint.
     """
 
     layouts: Mapping[str, int]
@@ -75,6 +76,7 @@ class Written:
     prove: Callable[[Text, Progress], Proof]
     minimum_runtime: Mapping[str, str] = field(default_factory=dict)
     kernels: Mapping[str, int] = field(default_factory=dict)
+    removed: tuple[int, ...] = ()
     notes: Sequence[str] = ()
 
 

@@ -15,6 +15,7 @@ from edgebuild.generate import CHUNK, Decoder, LiteDecoder, continued
 from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.forward import Forward, Tokens, divergence, in_chunks, log_softmax
 from edgebuild.llm.graph import CacheFormat, Logits, decoder_graph, write_graph
+from edgebuild.llm.network import Network
 from edgebuild.llm.store import Index
 from edgebuild.llm.text import Text
 from edgebuild.runner import machine
@@ -62,13 +63,14 @@ class EachToken:
 
 def prove(
     forward: Forward,
+    packed: Network,
     index: Index,
     folder: Path,
     cache: CacheFormat,
     text: Text,
     progress: Progress,
 ) -> Proof:
-    """Runs both on the same tokens, chunk by chunk.
+    """Runs both on the same tokens, chunk by chunk; `packed` may have fewer layers.
 
     Raises:
         ParityLost: outputs that are not finite, or of another network.
@@ -76,7 +78,7 @@ def prove(
     states = forward.states(text.proving, progress)
     file = folder / GRAPH
     length = text.proving.shape[1] + ANSWER
-    write_graph(decoder_graph(forward.network, index, length, cache, Logits.ALL), file)
+    write_graph(decoder_graph(packed, index, length, cache, Logits.ALL), file)
     try:
         decoder = Decoder(str(file))
         return compare(decoder, forward, text.name, text.proving, states, progress)

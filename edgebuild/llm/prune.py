@@ -17,7 +17,9 @@ from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.calibrate import Seen
 from edgebuild.llm.checkpoint import FLOATS, Checkpoint
 from edgebuild.llm.config import Settings
-from edgebuild.llm.network import COMPUTED, SLIDING, Network, read_network
+from edgebuild.llm.layers import kept_settings, renumbered
+from edgebuild.llm.mixed import LAYER
+from edgebuild.llm.network import COMPUTED, Network, read_network
 from edgebuild.llm.rows import open_rows, read_vector
 from edgebuild.llm.save import Planned, write_rest, write_tensors
 from edgebuild.vocabulary.contracts import Progress
@@ -30,7 +32,6 @@ Numbers = NDArray[np.int64]
 MULTIPLE = 32
 # Weights that are read at once.
 CHUNK = 2**22
-FULL = "full_attention"
 
 
 @dataclass(frozen=True)
@@ -239,14 +240,13 @@ def _down(layer: int) -> str:
 
 def _cuts(subject: Subject, kept: Kept) -> Iterator[tuple[str, tuple[str, Cut]]]:
     """Every tensor of the result, with the one that it is cut from."""
-    for weights in subject.checkpoint.decoder.weights:
-        if "{layer}" not in weights.name:
-            yield weights.name, (weights.name, Cut())
+    for new, old in renumbered(subject.checkpoint.decoder, kept.layers):
+        match = LAYER.fullmatch(old)
+        if match is None:
+            yield new, (old, Cut())
             continue
-        for at, layer in enumerate(kept.layers):
-            old, new = (weights.name.format(layer=number) for number in (layer, at))
-            part = weights.name.split(".")[-2]
-            yield new, (old, _cut(subject.network, kept, layer, part))
+        part = old.split(".")[-2]
+        yield new, (old, _cut(subject.network, kept, int(match[1]), part))
 
 
 def _cut(network: Network, kept: Kept, layer: int, part: str) -> Cut:
@@ -295,13 +295,9 @@ def _settings(subject: Subject, kept: Kept) -> Settings:
     first = kept.layers[0]
     groups = len(kept.groups[first])
     sizes: dict[str, object] = {
-        "num_hidden_layers": len(kept.layers),
         "intermediate_size": len(kept.channels[first]),
         "num_attention_heads": groups * network.heads // network.cached_heads,
         "num_key_value_heads": groups,
         "head_dim": network.head,
     }
-    if len(set(network.windows)) > 1 or "layer_types" in checkpoint.settings:
-        windows = [network.windows[layer] for layer in kept.layers]
-        sizes["layer_types"] = [FULL if window is None else SLIDING for window in windows]
-    return {**checkpoint.settings, **sizes}
+    return {**kept_settings(checkpoint, network, kept.layers), **sizes}

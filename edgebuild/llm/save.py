@@ -94,6 +94,10 @@ def write_rest(checkpoint: Checkpoint, settings: Settings, folder: Path) -> None
         copy_beside(checkpoint.path, folder)
     else:
         write_beside(checkpoint, folder)
+    write_settings(settings, folder)
+
+
+def write_settings(settings: Settings, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(dict(settings), indent=1), encoding="utf-8")
 
 

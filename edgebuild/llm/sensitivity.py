@@ -6,16 +6,14 @@ diverge is shared out by their errors: a network of hundreds of matrices takes s
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.forward import Forward, Tokens, divergence, in_chunks, log_softmax
-from edgebuild.llm.mixed import Site
+from edgebuild.llm.mixed import LAYER, Site
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.silence import Silence
 from edgebuild.vocabulary.weight_format import WeightFormat
@@ -28,21 +26,36 @@ STRETCHES = 4
 CHUNK = 64
 # What cannot be told from nothing still costs something.
 LEAST = 1e-6
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+
+
+class Reference:
+    """What the float network says of some text, which others are compared with."""
+
+    def __init__(self, forward: Forward, sequences: Tokens) -> None:
+        self.forward, self._sequences = forward, sequences
+        # As halves: a large vocabulary's take a quarter of a gigabyte for each thousand tokens.
+        self._said = [some.astype(np.float16) for some in _logarithms(forward, sequences)]
+
+    def divergence(self, other: Forward) -> float:
+        """Nats of KL a token."""
+        each = [
+            divergence(said.astype(np.float32), found)
+            for said, found in zip(self._said, _logarithms(other, self._sequences), strict=True)
+        ]
+        return float(np.concatenate(each).mean(dtype=np.float64))
 
 
 def sensitivities(
-    forward: Forward, sites: Sequence[Site], sequences: Tokens, progress: Progress
+    reference: Reference, sites: Sequence[Site], progress: Progress
 ) -> Mapping[str, float]:
     """Nats of KL a token for a relative squared error of one, by the name of a site's tensors.
 
     Sites that cannot be rounded so coarsely are left out.
     """
+    forward = reference.forward
     groups: dict[tuple[str, int], list[Site]] = {}
     for site in sites:
         groups.setdefault(_group(site.names[0], forward.network.decoder.layers), []).append(site)
-    # As halves: a large vocabulary's take a quarter of a gigabyte for each thousand tokens.
-    wanted = [some.astype(np.float16) for some in _logarithms(forward, sequences)]
     found: dict[str, float] = {}
     with progress.step("see what errors cost", len(groups)) as bar:
         for group in groups.values():
@@ -52,9 +65,7 @@ def sensitivities(
             if losses:
                 names = [name for site in group for name in site.names]
                 rounded = replace(forward, rounded=dict.fromkeys(names, COARSE))
-                cost = _divergence(wanted, _logarithms(rounded, sequences)) / max(
-                    sum(losses), LEAST
-                )
+                cost = reference.divergence(rounded) / max(sum(losses), LEAST)
                 found.update(dict.fromkeys(names, max(cost, LEAST)))
             bar.advance()
     return found
@@ -62,7 +73,7 @@ def sensitivities(
 
 def _group(name: str, layers: int) -> tuple[str, int]:
     """Its kind and the stretch of depth that it lies in."""
-    match = _LAYER.fullmatch(name)
+    match = LAYER.fullmatch(name)
     return (match[2], int(match[1]) * STRETCHES // layers) if match else (name, 0)
 
 
@@ -72,12 +83,3 @@ def _logarithms(forward: Forward, sequences: Tokens) -> Iterator[Floats]:
     flat = states.reshape(-1, states.shape[-1])
     for some in in_chunks(len(flat), CHUNK):
         yield log_softmax(forward.logits(flat[some]))
-
-
-def _divergence(wanted: Iterable[NDArray[np.float16]], got: Iterable[Floats]) -> float:
-    """Nats a token."""
-    each = [
-        divergence(expected.astype(np.float32), found)
-        for expected, found in zip(wanted, got, strict=True)
-    ]
-    return float(np.concatenate(each).mean(dtype=np.float64))

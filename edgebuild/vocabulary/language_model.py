@@ -117,6 +117,8 @@ class LanguageModel:
         format: "onnx" or "tflite".
         minimum_runtime: the oldest releases that compute it rightly, by package.
         kernels: how many layers ran on each kernel where it was built, if the runtime tells.
+        removed: layers of the checkpoint that were left out, by number; `parameters` are those of
+            the whole, and `matrices` what is left.
     """
 
     edgebuild: str
@@ -146,6 +148,7 @@ class LanguageModel:
     format: str = "onnx"
     minimum_runtime: Mapping[str, str] = field(default_factory=dict)
     kernels: Mapping[str, int] = field(default_factory=dict)
+    removed: tuple[int, ...] = ()
     schema: int = SCHEMA
 
 

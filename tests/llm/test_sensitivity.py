@@ -16,7 +16,7 @@ from edgebuild.llm.forward import Forward
 from edgebuild.llm.importance import Importances
 from edgebuild.llm.mixed import survey
 from edgebuild.llm.network import read_network
-from edgebuild.llm.sensitivity import COARSE, sensitivities
+from edgebuild.llm.sensitivity import COARSE, Reference, sensitivities
 from edgebuild.vocabulary.weight_format import WeightFormat
 
 
@@ -33,7 +33,7 @@ def test_what_adds_next_to_nothing_costs_next_to_nothing(tmp_path: Path) -> None
     model.save_pretrained(tmp_path)
     forward = forward_of(tmp_path)
     sites = survey(forward.checkpoint, Importances(forward.checkpoint), Silence())
-    found = sensitivities(forward, sites, tokens(), Silence())
+    found = sensitivities(Reference(forward, tokens()), sites, Silence())
     assert found.keys() == {name for site in sites for name in site.names}
     assert min(found.values()) > 0
     down = [found[f"model.layers.{layer}.mlp.down_proj.weight"] for layer in range(4)]
