@@ -77,8 +77,8 @@ def build_model(
         job = Job(Forward(source, network), option, wanted.limit, text, tokenizer)
         written = packer.pack(job, out, progress)
         for file in scratch.glob("*.json"):
-            # Fewer layers have settings of their own, which are there already.
-            if not (written.removed and file.name == CONFIG):
+            # What is left has settings of its own, which are there already.
+            if not (written.reduction and file.name == CONFIG):
                 shutil.copyfile(file, out / file.name)
     shutil.copyfile(generate.__file__, out / LOADER)
     proof = _proof(written, job, progress)
@@ -109,7 +109,8 @@ def build_model(
         format=wanted.format,
         minimum_runtime=written.minimum_runtime,
         kernels=written.kernels,
-        removed=written.removed,
+        removed=written.reduction.removed,
+        narrowed={layer: len(kept) for layer, kept in written.reduction.channels.items()},
     )
     if page:
         (out / PAGE).write_text(page(model), encoding="utf-8")

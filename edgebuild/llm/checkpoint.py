@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgebuild.llm.config import Settings, load_decoder, read_settings
 from edgebuild.vocabulary.decoder import Decoder
 from edgebuild.vocabulary.errors import InvalidCheckpoint, first_line
@@ -32,12 +35,30 @@ PACKED_METHODS = ("gptq", "awq")
 LARGEST_HEADER = 100_000_000
 
 
+Numbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The rows and columns of a tensor that stay, in order; None for all."""
+
+    rows: Numbers | None = None
+    columns: Numbers | None = None
+
+    def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        sizes = zip((self.rows, self.columns), whole, strict=False)
+        return tuple(size if kept is None else len(kept) for kept, size in sizes)
+
+
+WHOLE = Cut()
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """Where a tensor's bytes are: row by row, little-endian.
 
-    `reordered_heads` is how many heads' rows are reordered within each, as llama.cpp does it, and
-    `offset_by` what is added to the values as they are read.
+    `reordered_heads` is how many heads' rows are reordered within each, as llama.cpp does it,
+    `offset_by` what is added to the values as they are read, and `cut` what is read of it.
     """
 
     name: str
@@ -48,6 +69,12 @@ class StoredTensor:
     length: int
     reordered_heads: int = 0
     offset_by: float = 0.0
+    cut: Cut = WHOLE
+
+    @property
+    def read_shape(self) -> tuple[int, ...]:
+        """The shape of what is read."""
+        return self.cut.shape(self.shape)
 
 
 @dataclass(frozen=True)

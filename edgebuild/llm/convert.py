@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from edgebuild.cache import digest
 from edgebuild.llm._kernels_numpy import Floats
-from edgebuild.llm.checkpoint import FLOAT_METHODS, PACKED_METHODS, Checkpoint, StoredTensor
+from edgebuild.llm.checkpoint import FLOAT_METHODS, PACKED_METHODS, Checkpoint, Cut, StoredTensor
 from edgebuild.llm.importance import Importances
 from edgebuild.llm.journal import JOURNAL, Journal
 from edgebuild.llm.mix import Layouts
@@ -158,9 +158,14 @@ def _identity(
     files = sorted({tensor.file for tensor in tensors.values()})
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     places = [(e.name, str(e.layout), [p.offset for p in e.pieces], e.norm) for e in entries]
-    # Without some of its layers a network has others under their numbers.
-    named = [(name, tensor.name) for name, tensor in sorted(tensors.items())]
+    # Of a network without some of its parts, others have their names, and are read in part.
+    named = [(name, one.name, _cut_digest(one.cut)) for name, one in sorted(tensors.items())]
     return digest(SCHEMA, stats, named, places, importances.name if importances else "")
+
+
+def _cut_digest(cut: Cut) -> str:
+    kept = (cut.rows, cut.columns)
+    return digest(*([] if some is None else some.tolist() for some in kept))
 
 
 # ---- the folder

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -49,6 +50,8 @@ TIME_LIMIT = 20.0
 MOST_REMOVED = 0.5
 # The layer that a tensor belongs to, and its name there.
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+# All of a feed-forward part's channels.
+ALL = 1.0
 
 
 class Limit(StrEnum):
@@ -70,47 +73,65 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Site:
-    """Tensors that are stored alike, with what there is to choose from."""
+    """Tensors that are stored alike, with what there is to choose from.
+
+    `narrowed` is the same for shares of the channels, of feed-forward matrices that may narrow.
+    """
 
     names: tuple[str, ...]
     roundings: tuple[Rounding, ...]
+    narrowed: Mapping[float, tuple[Rounding, ...]] = field(default_factory=dict)
 
     @property
     def layer(self) -> int | None:
         """None where the network has it once."""
-        match = LAYER.fullmatch(self.names[0])
-        return int(match[1]) if match else None
+        return layer_of(self.names[0])
+
+    def at(self, share: float) -> tuple[Rounding, ...]:
+        """What there is to choose from at a share of the channels."""
+        return self.roundings if share == ALL else self.narrowed.get(share, self.roundings)
+
+
+@dataclass(frozen=True, order=True)
+class LayerChoice:
+    """What becomes of a layer: the share of its feed-forward channels that stays, 0 if it goes."""
+
+    layer: int
+    share: float
+
+    @property
+    def goes(self) -> bool:
+        return self.share == 0
 
 
 @dataclass(frozen=True)
 class Mixed:
     """A layout for each tensor by its name; floats for all others.
 
-    `losses` are the sites', by the name of the first tensor, and `loss` is the sum of all, those of
-    layers that are left out among them.
+    `losses` are the sites', by the name of the first tensor, `reduced` are those of layers that go
+    or narrow, and `loss` is the sum of all.
     """
 
     layouts: Mapping[str, WeightFormat]
     losses: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
-    removals: Mapping[int, float] = field(default_factory=dict)
-
-    @property
-    def removed(self) -> tuple[int, ...]:
-        """The layers that are left out."""
-        return tuple(sorted(self.removals))
+    reduced: Mapping[LayerChoice, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
-        return sum(self.losses.values()) + sum(self.removals.values())
+        return sum(self.losses.values()) + sum(self.reduced.values())
 
     def of(self, weights: Weights, name: str, /) -> WeightFormat:
         return self.layouts.get(name, KEPT)
 
     def __str__(self) -> str:
         parts = [f"{count} {layout}" for layout, count in self.counts.items()]
-        if self.removals:
-            parts.append(f"without layers {', '.join(map(str, self.removed))}")
+        shares: dict[float, list[int]] = {}
+        for each in sorted(self.reduced):
+            shares.setdefault(each.share, []).append(each.layer)
+        for share, layers in sorted(shares.items()):
+            what = f"{share:.0%} of the channels in" if share else "without"
+            parts.append(f"{what} layers {', '.join(map(str, layers))}")
         return ", ".join(parts)
 
 
@@ -143,7 +164,7 @@ def survey(
             possible = [layout for layout in choices if _is_possible(weights, layout)]
             losses = _losses(checkpoint, entry, importances.of(entry), possible, is_searched)
             roundings = (
-                _rounding(weights, len(names), layout, loss)
+                rounding_of(weights, len(names), layout, loss)
                 for layout, loss in zip(possible, losses, strict=True)
             )
             found.append(Site(tuple(name for name, _ in names), tuple(roundings)))
@@ -173,46 +194,37 @@ def choose(
     sites: Sequence[Site],
     limit: Bytes,
     counted: Limit = Limit.STORED,
-    removals: Mapping[int, float] | None = None,
+    reductions: Mapping[LayerChoice, float] | None = None,
 ) -> Mixed:
     """One rounding a site: the least loss whose bytes keep the limit.
 
     Args:
-        removals: what leaving a layer out costs, by its number, where that may be done.
+        reductions: what may be done to layers, and what it costs.
 
     Raises:
         InvalidQuantity: even the smallest choices take more.
     """
-    removals = removals or {}
-    most = int(MOST_REMOVED * len({site.layer for site in sites if site.layer is not None}))
-    least = _least(sites, counted, removals, most)
-    if least > limit:
+    knapsack = _Knapsack(sites, counted, reductions or {})
+    if knapsack.least > limit:
         raise InvalidQuantity(
             f"{format_size(limit)} {counted} are too few: the smallest choices take "
-            f"{format_size(least)}"
+            f"{format_size(knapsack.least)}"
         )
-    picked = _solve(sites, limit, counted, removals, most)
+    roundings, reduced = knapsack.solve(limit)
     layouts, counts, losses = {}, dict[str, int](), {}
-    for site, rounding in zip(sites, picked, strict=True):
-        if rounding is None:
-            continue
-        layouts.update(dict.fromkeys(site.names, rounding.layout))
+    for at, rounding in sorted(roundings.items()):
+        names = sites[at].names
+        layouts.update(dict.fromkeys(names, rounding.layout))
         shown = str(rounding.layout)
-        counts[shown] = counts.get(shown, 0) + len(site.names)
-        losses[site.names[0]] = rounding.loss
-    gone = {site.layer for site, rounding in zip(sites, picked, strict=True) if rounding is None}
-    removed = {layer: cost for layer, cost in removals.items() if layer in gone}
-    return Mixed(layouts, losses, counts, removed)
+        counts[shown] = counts.get(shown, 0) + len(names)
+        losses[names[0]] = rounding.loss
+    return Mixed(layouts, losses, counts, reduced)
 
 
-def _least(sites: Sequence[Site], counted: Limit, removals: Mapping[int, float], most: int) -> int:
-    """The bytes of the smallest choices, without the largest layers that may go."""
-    taken: dict[int | None, int] = {}
-    for site in sites:
-        size = min(_bytes(rounding, counted) for rounding in site.roundings)
-        taken[site.layer] = taken.get(site.layer, 0) + size
-    spared = sorted((taken.get(layer, 0) for layer in removals), reverse=True)
-    return sum(taken.values()) - sum(spared[:most])
+def layer_of(name: str) -> int | None:
+    """None of what the network has once."""
+    match = LAYER.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def places(decoder: Decoder) -> Iterator[tuple[Weights, list[tuple[str, str]]]]:
@@ -267,56 +279,123 @@ def _rounded(rows: Floats, layout: WeightFormat, importance: Floats | None) -> F
     return dequantize(quantize(rows, layout, importance), layout, rows.shape[1])
 
 
-def _rounding(weights: Weights, count: int, layout: WeightFormat, loss: float) -> Rounding:
+def rounding_of(weights: Weights, count: int, layout: WeightFormat, loss: float) -> Rounding:
+    """Of so many tensors of a shape."""
     size = layout.size(weights.outputs, weights.inputs)
     return Rounding(layout, loss, size * count, size * weights.read)
 
 
-def _bytes(rounding: Rounding, counted: Limit) -> int:
-    return rounding.stored if counted is Limit.STORED else rounding.read
+# ---- the solver
 
 
-def _solve(
-    sites: Sequence[Site],
-    limit: Bytes,
-    counted: Limit,
-    removals: Mapping[int, float],
-    most: int,
-) -> list[Rounding | None]:
-    """A binary column for each rounding and each layer that may go, None for these.
+@dataclass(frozen=True)
+class _Knapsack:
+    """A binary for each rounding of each site, and for what becomes of each layer."""
 
-    At each site one rounding is picked, unless its layer goes, and bytes add up.
-    """
-    columns = [(at, rounding) for at, site in enumerate(sites) for rounding in site.roundings]
-    stored = [rounding.stored for _, rounding in columns] + [0] * len(removals)
-    sizes = [_bytes(rounding, counted) for _, rounding in columns] + [0] * len(removals)
-    losses = np.array([*(rounding.loss for _, rounding in columns), *removals.values()])
-    # What is as good is taken smaller; the solver's tolerances want numbers near one.
-    objective = losses / max(losses.max(), 1e-30) + 1e-9 * np.array(stored) / max(*stored, 1)
-    places = [(at, number) for number, (at, _) in enumerate(columns)]
-    for number, layer in enumerate(removals, len(columns)):
-        places += [(at, number) for at, site in enumerate(sites) if site.layer == layer]
-    one_each = csr_array(
-        (np.ones(len(places)), tuple(zip(*places, strict=True))), shape=(len(sites), len(losses))
-    )
-    goes = np.arange(len(losses)) >= len(columns)
-    share = np.array(sizes, np.float64) / max(limit, 1)
-    found = milp(
-        objective,
-        integrality=np.ones(len(losses)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(share[None], 0, 1),
-            LinearConstraint(goes.astype(np.float64)[None], 0, most),
-        ],
-        options={"mip_rel_gap": GAP, "time_limit": TIME_LIMIT},
-    )
-    if found.x is None:
-        return [min(site.roundings, key=lambda one: _bytes(one, counted)) for site in sites]
-    picked: list[Rounding | None] = [None] * len(sites)
-    # Whatever is above a half was picked, as close to one as the solver came.
-    for (at, rounding), taken in zip(columns, found.x, strict=False):
-        if taken > 0.5:
-            picked[at] = rounding
-    return picked
+    sites: Sequence[Site]
+    counted: Limit
+    reductions: Mapping[LayerChoice, float]
+
+    @cached_property
+    def choices(self) -> Mapping[int, Sequence[LayerChoice]]:
+        """Of layers that something may be done to: also to leave them as they are."""
+        found = {each.layer: [LayerChoice(each.layer, ALL)] for each in self.reductions}
+        for each in self.reductions:
+            found[each.layer].append(each)
+        return found
+
+    @property
+    def most_removed(self) -> int:
+        layers = {site.layer for site in self.sites if site.layer is not None}
+        return int(MOST_REMOVED * len(layers))
+
+    @property
+    def least(self) -> int:
+        """The bytes of the smallest choices, without the largest layers that may go."""
+        taken: dict[tuple[int | None, float], int] = {}
+        for site in self.sites:
+            for choice in self._staying(site):
+                share = choice.share if choice else ALL
+                size = min(self._bytes(rounding) for rounding in site.at(share))
+                taken[site.layer, share] = taken.get((site.layer, share), 0) + size
+        layers = {layer for layer, _ in taken}
+        smallest = {
+            layer: min(size for (other, _), size in taken.items() if other == layer)
+            for layer in layers
+        }
+        may_go = {each.layer for each in self.reductions if each.goes}
+        spared = sorted((smallest.get(layer, 0) for layer in may_go), reverse=True)
+        return sum(smallest.values()) - sum(spared[: self.most_removed])
+
+    def solve(self, limit: Bytes) -> tuple[dict[int, Rounding], dict[LayerChoice, float]]:
+        """The rounding of each site by its place, without those of layers that go."""
+        choices = [each for some in self.choices.values() for each in some]
+        columns: list[tuple[int, Rounding]] = []
+        terms: list[tuple[int, int, float]] = []
+        totals: list[float] = []
+
+        def equation(some: Iterable[tuple[int, float]], total: float) -> None:
+            terms.extend((len(totals), column, factor) for column, factor in some)
+            totals.append(total)
+
+        for layer in self.choices:
+            equation(((at, 1.0) for at, each in enumerate(choices) if each.layer == layer), 1.0)
+        for at, site in enumerate(self.sites):
+            for given, roundings in self._cases(site):
+                first = len(choices) + len(columns)
+                columns += [(at, rounding) for rounding in roundings]
+                picked = [(first + number, 1.0) for number in range(len(roundings))]
+                unless = [(choices.index(each), -1.0) for each in given]
+                equation([*picked, *unless], 0.0 if given else 1.0)
+        losses = [self.reductions.get(each, 0.0) for each in choices]
+        losses += [rounding.loss for _, rounding in columns]
+        sizes, stored = (
+            np.array([0.0] * len(choices) + [size(rounding) for _, rounding in columns])
+            for size in (self._bytes, lambda rounding: rounding.stored)
+        )
+        # What is as good is taken smaller; the solver's tolerances want numbers near one.
+        objective = np.array(losses) / max(*losses, 1e-30) + 1e-9 * stored / max(stored.max(), 1)
+        at_row, at_column, factors = zip(*terms, strict=True)
+        equations = csr_array((factors, (at_row, at_column)), shape=(len(totals), len(objective)))
+        goes = [float(each.goes) for each in choices] + [0.0] * len(columns)
+        found = milp(
+            objective,
+            integrality=np.ones(len(objective)),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(equations, totals, totals),
+                LinearConstraint(sizes[None] / max(limit, 1), 0, 1),
+                LinearConstraint(np.array([goes]), 0, self.most_removed),
+            ],
+            options={"mip_rel_gap": GAP, "time_limit": TIME_LIMIT},
+        )
+        if found.x is None:
+            raise InvalidQuantity(
+                f"no choice that keeps {format_size(limit)} was found in {TIME_LIMIT:g} s: give "
+                "some more"
+            )
+        # As near to one as the solver came.
+        taken = found.x > 0.5
+        reduced = {
+            each: self.reductions[each]
+            for each, is_taken in zip(choices, taken, strict=False)
+            if is_taken and each.share != ALL
+        }
+        picks = zip(columns, taken[len(choices) :], strict=True)
+        return {at: rounding for (at, rounding), is_taken in picks if is_taken}, reduced
+
+    def _cases(self, site: Site) -> Iterator[tuple[Sequence[LayerChoice], tuple[Rounding, ...]]]:
+        """Roundings of which one is picked if one of these choices is made; always without any."""
+        staying = [each for each in self._staying(site) if each]
+        if site.narrowed and staying:
+            yield from (([each], site.at(each.share)) for each in staying)
+        else:
+            yield staying, site.roundings
+
+    def _staying(self, site: Site) -> Sequence[LayerChoice | None]:
+        """What may become of a site's layer but that it goes; None where nothing may."""
+        some = self.choices.get(site.layer, ()) if site.layer is not None else ()
+        return [each for each in some if not each.goes] or [None]
+
+    def _bytes(self, rounding: Rounding) -> int:
+        return rounding.stored if self.counted is Limit.STORED else rounding.read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,14 @@ from edgebuild.llm.genai import FILE as GENAI
 from edgebuild.llm.genai import genai_config
 from edgebuild.llm.graph import HALVES, CacheFormat, decoder_graph, write_graph
 from edgebuild.llm.importance import Importances, choose_importances
-from edgebuild.llm.layers import choose_with_layers, without_layers
 from edgebuild.llm.matrices import Costs, stored_matrices
 from edgebuild.llm.mix import Layouts, Mix
 from edgebuild.llm.mixed import Mixed, choose, survey, weighed
 from edgebuild.llm.network import Network, read_network
 from edgebuild.llm.packing import Job, Wanted, Written
 from edgebuild.llm.proof import prove
+from edgebuild.llm.reduced import choose_reduced
+from edgebuild.llm.reduction import NOTHING, Reduction, reduce
 from edgebuild.llm.save import write_settings
 from edgebuild.llm.sensitivity import Reference, sensitivities
 from edgebuild.llm.store import Index
@@ -60,10 +61,10 @@ class Onnx:
         seen = _seen(job, progress)
         with tempfile.TemporaryDirectory(prefix="edgebuild-") as scratch:
             importances = _importances(job.checkpoint, seen, Path(scratch))
-            chosen = _chosen(job, importances, progress)
-            whole, removed = job.forward, chosen.removed
-            if removed:
-                rest = without_layers(whole, removed)
+            chosen = _chosen(job, importances, seen, progress)
+            whole, reduction = job.forward, chosen.reduction
+            if reduction:
+                rest = reduce(whole, reduction)
                 job, chosen = replace(job, forward=rest.forward), chosen.named_by(rest.originals)
                 # What is left sees something else.
                 seen = _seen(job, progress)
@@ -71,7 +72,7 @@ class Onnx:
             cache = _cache(job.option, seen)
             searched = importances if seen else None
             done = convert(job.checkpoint, out, chosen.layouts, progress, searched)
-        if removed:
+        if reduction:
             write_settings(job.checkpoint.settings, out)
         network, context, index = job.forward.network, job.option.context, done.index
         write_graph(decoder_graph(network, index, context, cache), out / GRAPH)
@@ -85,18 +86,18 @@ class Onnx:
             size=Bytes(index.size),
             read=_read(index),
             prove=partial(prove, whole, network, index, out, cache),
-            removed=removed,
-            notes=_notes(removed, whole.network, network),
+            reduction=reduction,
+            notes=tuple(_notes(reduction, whole.network)),
         )
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """How tensors are stored, with what is known of what that costs, and layers that are not."""
+    """How tensors are stored, what is known of what that costs, and what is taken out."""
 
     layouts: Layouts
     costs: Costs = field(default_factory=Costs)
-    removed: tuple[int, ...] = ()
+    reduction: Reduction = NOTHING
 
     def named_by(self, originals: Mapping[str, str]) -> Chosen:
         """The same by other names."""
@@ -143,31 +144,39 @@ def _importances(source: Checkpoint, seen: Seen | None, scratch: Path) -> Import
     return choose_importances(source, save_importances(seen, scratch / "importances.safetensors"))
 
 
-def _chosen(job: Job, importances: Importances, progress: Progress) -> Chosen:
+def _chosen(job: Job, importances: Importances, seen: Seen | None, progress: Progress) -> Chosen:
     if job.limit is None:
         return Chosen(Mix.parse(job.option.precision))
-    is_searched = job.text is not None and job.checkpoint.method in FLOAT_METHODS
-    sites = survey(job.checkpoint, importances, progress, is_searched=is_searched)
-    if not job.text:
-        mixed, costs = choose(sites, job.limit), Costs()
+    sites = survey(job.checkpoint, importances, progress, is_searched=seen is not None)
+    if job.text is None or seen is None:
+        chosen = Chosen(choose(sites, job.limit))
     else:
         reference = Reference(job.forward, job.text.calibrating[:MEASURED])
         found = sensitivities(reference, sites, progress)
-        sites = weighed(sites, found)
-        mixed = choose_with_layers(sites, job.limit, reference, progress)
-        costs = Costs(found, mixed.losses)
-    progress.say(f"chosen: {mixed}")
-    return Chosen(mixed, costs, mixed.removed)
+        mixed, reduction = choose_reduced(
+            weighed(sites, found), job.limit, reference, seen.importances, progress
+        )
+        chosen = Chosen(mixed, Costs(found, mixed.losses), reduction)
+    progress.say(f"chosen: {chosen.layouts}")
+    return chosen
 
 
-def _notes(removed: Sequence[int], whole: Network, network: Network) -> Sequence[str]:
-    if not removed:
-        return ()
-    count, named = len(whole.layers), ", ".join(map(str, removed))
-    return (
-        f"{len(network.layers)} of {count} layers are left: without layers {named} of the "
-        "checkpoint, counted from 0, the text loses less than with fewer bits for all",
+def _notes(reduction: Reduction, whole: Network) -> Iterator[str]:
+    if not reduction:
+        return
+    yield (
+        "for so few bytes, the text loses less by taking something out than by fewer bits for all; "
+        "layers are counted from 0, as in the checkpoint"
     )
+    if reduction.removed:
+        named, count = ", ".join(map(str, reduction.removed)), len(whole.layers)
+        yield f"{len(reduction.removed)} of {count} layers are left out: {named}"
+    widths: dict[int, list[int]] = {}
+    for layer, channels in sorted(reduction.channels.items()):
+        widths.setdefault(len(channels), []).append(layer)
+    for width, layers in widths.items():
+        named = ", ".join(map(str, layers))
+        yield f"{width} channels are left of the feed-forward parts of layers {named}"
 
 
 def _read(index: Index) -> Bytes:

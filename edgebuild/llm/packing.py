@@ -11,6 +11,7 @@ from edgebuild.llm.checkpoint import Checkpoint
 from edgebuild.llm.engines import Engine
 from edgebuild.llm.forward import Forward
 from edgebuild.llm.mix import Mix
+from edgebuild.llm.reduction import NOTHING, Reduction
 from edgebuild.llm.text import Text, Tokenizer
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.fit import Option
@@ -65,7 +66,7 @@ class Written:
         prove: compares what was written with the float network, in its runtime.
         minimum_runtime: the oldest releases that compute it rightly, by package.
         kernels: how many layers ran on each kernel here, where the runtime tells.
-        removed: layers that were left out, by their numbers in the checkpoint.
+        reduction: what was taken out, by the layers' numbers in the checkpoint.
     """
 
     layouts: Mapping[str, int]
@@ -76,7 +77,7 @@ class Written:
     prove: Callable[[Text, Progress], Proof]
     minimum_runtime: Mapping[str, str] = field(default_factory=dict)
     kernels: Mapping[str, int] = field(default_factory=dict)
-    removed: tuple[int, ...] = ()
+    reduction: Reduction = NOTHING
     notes: Sequence[str] = ()
 
 

@@ -7,31 +7,30 @@ and heads. Importance is seen on text, as in Minitron (Muralidharan et al., arXi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.calibrate import Seen
-from edgebuild.llm.checkpoint import FLOATS, Checkpoint
+from edgebuild.llm.checkpoint import FLOATS, WHOLE, Checkpoint, Cut, Numbers, StoredTensor
 from edgebuild.llm.config import Settings
-from edgebuild.llm.layers import kept_settings, renumbered
-from edgebuild.llm.mixed import LAYER
+from edgebuild.llm.mixed import layer_of
 from edgebuild.llm.network import COMPUTED, Network, read_network
-from edgebuild.llm.rows import open_rows, read_vector
-from edgebuild.llm.save import Planned, write_rest, write_tensors
+from edgebuild.llm.reduction import (
+    MULTIPLE,
+    down_of,
+    energies,
+    kept_settings,
+    most_important,
+    part_of,
+    renumbered,
+)
+from edgebuild.llm.save import Planned, pieces, write_rest, write_tensors
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import InputError, InvalidCheckpoint, InvalidQuantity
 from edgebuild.vocabulary.language_model import Sizes
-
-Numbers = NDArray[np.int64]
-
-# Blocks of weights that share a scale, and kernels, want widths of this.
-MULTIPLE = 32
-# Weights that are read at once.
-CHUNK = 2**22
 
 
 @dataclass(frozen=True)
@@ -79,25 +78,6 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """The rows and columns of a tensor that stay; None for all."""
-
-    rows: Numbers | None = None
-    columns: Numbers | None = None
-
-    def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
-        sizes = zip((self.rows, self.columns), whole, strict=False)
-        return tuple(size if kept is None else len(kept) for kept, size in sizes)
-
-    def of(self, chunk: Floats, first: int) -> Floats:
-        """What stays of rows [rows, columns] that begin at `first`."""
-        if self.rows is not None:
-            begun, ended = np.searchsorted(self.rows, [first, first + len(chunk)])
-            chunk = chunk[self.rows[begun:ended] - first]
-        return chunk if self.columns is None else chunk[:, self.columns]
-
-
-@dataclass(frozen=True)
 class Subject:
     """A checkpoint that can be pruned, with its network."""
 
@@ -114,7 +94,7 @@ class Subject:
     @property
     def ffn(self) -> int:
         """Channels of the feed-forward part."""
-        return self.checkpoint.tensors[_down(0)].shape[1]
+        return self.checkpoint.tensors[down_of(0)].shape[1]
 
 
 def open_subject(checkpoint: Checkpoint) -> Subject:
@@ -158,13 +138,16 @@ def choose_kept(subject: Subject, seen: Seen, counts: Counts) -> Kept:
     squares of its inputs times squared weights. A layer's is how much it changes what it reads.
     """
     influences = np.array([seen.influences[layer] for layer in range(subject.sizes.layers)])
-    kept = _most_important(influences, counts.layers)
+    kept = most_important(influences, counts.layers)
     channels, heads = {}, {}
     for layer in map(int, kept):
-        channels[layer] = _most_important(_energies(subject, seen, _down(layer)), counts.width)
-        energies = _energies(subject, seen, f"model.layers.{layer}.self_attn.o_proj.weight")
-        by_group = energies.reshape(subject.sizes.cached_heads, -1).sum(axis=1)
-        heads[layer] = _most_important(by_group, counts.groups)
+        drawn, mixed = (
+            energies(subject.checkpoint, seen.importances, name)
+            for name in (down_of(layer), f"model.layers.{layer}.self_attn.o_proj.weight")
+        )
+        channels[layer] = most_important(drawn, counts.width)
+        by_group = mixed.reshape(subject.sizes.cached_heads, -1).sum(axis=1)
+        heads[layer] = most_important(by_group, counts.groups)
     return Kept(tuple(map(int, kept)), channels, heads)
 
 
@@ -176,17 +159,14 @@ def write_pruned(subject: Subject, kept: Kept, folder: Path, progress: Progress)
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = subject.checkpoint
-    cuts = dict(_cuts(subject, kept))
-    planned = [
-        Planned(new, _dtype(checkpoint, old), cut.shape(checkpoint.tensors[old].shape))
-        for new, (old, cut) in cuts.items()
-    ]
+    tensors = dict(_remaining(subject, kept))
+    planned = [Planned(name, _dtype(each), each.read_shape) for name, each in tensors.items()]
     with progress.step("prune", len(planned)) as bar:
 
         def arrays() -> Iterator[Iterator[Floats]]:
-            for old, cut in cuts.values():
-                yield _pieces(old, cut, checkpoint)
-                bar.advance(old)
+            for name, each in tensors.items():
+                yield pieces(name, tensors)
+                bar.advance(each.name)
 
         write_tensors(folder, planned, arrays())
     write_rest(checkpoint, _settings(subject, kept), folder)
@@ -216,37 +196,16 @@ def _count(name: str, share: float, whole: int, multiple: int = 1) -> int:
     return found
 
 
-def _most_important(scores: Floats, count: int) -> Numbers:
-    """Their numbers in order; of equal ones the first."""
-    return np.sort(np.argsort(-scores, kind="stable")[:count])
-
-
-def _energies(subject: Subject, seen: Seen, name: str) -> Floats:
-    """How much a matrix draws from each of its inputs."""
-    with open_rows(name, subject.checkpoint.tensors) as rows:
-        squares = np.zeros(rows.shape[1], np.float64)
-        for _, chunk in rows.chunks(CHUNK):
-            squares += np.square(chunk).sum(axis=0, dtype=np.float64)
-    found: Floats = (squares * seen.importances[name]).astype(np.float32)
-    return found
-
-
-def _down(layer: int) -> str:
-    return f"model.layers.{layer}.mlp.down_proj.weight"
-
-
 # ---- the checkpoint
 
 
-def _cuts(subject: Subject, kept: Kept) -> Iterator[tuple[str, tuple[str, Cut]]]:
-    """Every tensor of the result, with the one that it is cut from."""
-    for new, old in renumbered(subject.checkpoint.decoder, kept.layers):
-        match = LAYER.fullmatch(old)
-        if match is None:
-            yield new, (old, Cut())
-            continue
-        part = old.split(".")[-2]
-        yield new, (old, _cut(subject.network, kept, int(match[1]), part))
+def _remaining(subject: Subject, kept: Kept) -> Iterator[tuple[str, StoredTensor]]:
+    """Every tensor of the result, as it is read from the whole one."""
+    checkpoint = subject.checkpoint
+    for new, old in renumbered(checkpoint.decoder, kept.layers):
+        layer, tensor = layer_of(old), checkpoint.tensors[old]
+        cut = WHOLE if layer is None else _cut(subject.network, kept, layer, part_of(old))
+        yield new, replace(tensor, cut=cut)
 
 
 def _cut(network: Network, kept: Kept, layer: int, part: str) -> Cut:
@@ -264,7 +223,7 @@ def _cut(network: Network, kept: Kept, layer: int, part: str) -> Cut:
             return Cut(rows=kept.channels[layer])
         case "down_proj":
             return Cut(columns=kept.channels[layer])
-    return Cut()
+    return WHOLE
 
 
 def _spread(groups: Numbers, size: int) -> Numbers:
@@ -273,20 +232,9 @@ def _spread(groups: Numbers, size: int) -> Numbers:
     return found
 
 
-def _pieces(name: str, cut: Cut, checkpoint: Checkpoint) -> Iterator[Floats]:
-    if len(checkpoint.tensors[name].shape) == 1:
-        vector = read_vector(name, checkpoint.tensors)
-        yield vector if cut.rows is None else vector[cut.rows]
-        return
-    with open_rows(name, checkpoint.tensors) as rows:
-        for first, chunk in rows.chunks(CHUNK):
-            yield cut.of(chunk, first)
-
-
-def _dtype(checkpoint: Checkpoint, name: str) -> str:
+def _dtype(tensor: StoredTensor) -> str:
     """As it was; blocks of a GGUF file become halves."""
-    dtype = checkpoint.tensors[name].dtype
-    return dtype if dtype in FLOATS else "F16"
+    return tensor.dtype if tensor.dtype in FLOATS else "F16"
 
 
 def _settings(subject: Subject, kept: Kept) -> Settings:

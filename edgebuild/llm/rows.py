@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgebuild.llm._gguf_blocks import BLOCK_FORMATS
 from edgebuild.llm._kernels_numpy import Floats
-from edgebuild.llm.checkpoint import StoredTensor
+from edgebuild.llm.checkpoint import WHOLE, StoredTensor
 from edgebuild.llm.quantize import kernels
 from edgebuild.vocabulary.errors import InvalidCheckpoint
 
@@ -36,9 +36,8 @@ class Rows:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns; a vector is one row."""
-        shape = self.tensor.shape
-        return (shape[0], shape[1]) if len(shape) == 2 else (1, math.prod(shape))
+        """Rows and columns that are read; a vector is one row."""
+        return _in_rows(self.tensor.read_shape)
 
     def read(self, first: int, out: Floats) -> None:
         """Fills [rows, columns] from a row on.
@@ -46,6 +45,21 @@ class Rows:
         Raises:
             InvalidCheckpoint: the file ends before the rows do.
         """
+        cut = self.tensor.cut
+        if cut is WHOLE:
+            self._read_whole(first, out)
+            return
+        rows, columns = _in_rows(self.tensor.shape)
+        kept = np.arange(rows) if cut.rows is None or self._is_vector else cut.rows
+        wanted = kept[first : first + len(out)]
+        stored = np.empty((wanted[-1] + 1 - wanted[0], columns), np.float32)
+        self._read_whole(int(wanted[0]), stored)
+        some = stored[wanted - wanted[0]]
+        across = cut.rows if self._is_vector else cut.columns
+        out[...] = some if across is None else some[:, across]
+
+    def _read_whole(self, first: int, out: Floats) -> None:
+        """Rows with all of their columns."""
         if self.tensor.reordered_heads:
             self._read_in_order(first, out)
         else:
@@ -54,6 +68,10 @@ class Rows:
             out *= _spread(self.scales, first, out.shape)
         if self.tensor.offset_by:
             out += np.float32(self.tensor.offset_by)
+
+    @property
+    def _is_vector(self) -> bool:
+        return len(self.tensor.shape) < 2
 
     def chunks(self, weights: int) -> Iterator[tuple[int, Floats]]:
         """All rows, some at a time: the number of the first, and about so many weights.
@@ -79,7 +97,7 @@ class Rows:
 
     def _read_in_order(self, first: int, out: Floats) -> None:
         """Rows from whole heads: llama.cpp puts the second half of each between the first's."""
-        rows, inputs = self.shape
+        rows, inputs = _in_rows(self.tensor.shape)
         head = rows // self.tensor.reordered_heads
         start, end = first // head, -(-(first + len(out)) // head)
         stored = np.empty(((end - start) * head, inputs), np.float32)
@@ -128,6 +146,10 @@ def read_vector(name: str, tensors: Mapping[str, StoredTensor]) -> Floats:
         out = np.empty(count * inputs, np.float32)
         rows.read(0, out.reshape(1, -1))
     return out
+
+
+def _in_rows(shape: tuple[int, ...]) -> tuple[int, int]:
+    return (shape[0], shape[1]) if len(shape) == 2 else (1, math.prod(shape))
 
 
 def _square_scales(name: str, tensors: Mapping[str, StoredTensor]) -> Floats | None:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from edgebuild.llm._kernels_numpy import Floats
-from edgebuild.llm.checkpoint import DTYPES, Checkpoint
+from edgebuild.llm.checkpoint import DTYPES, Checkpoint, StoredTensor
 from edgebuild.llm.config import Settings
 from edgebuild.llm.rows import open_rows
 from edgebuild.llm.text import CONFIG, GENERATION_CONFIG, write_beside
@@ -51,12 +51,13 @@ def write_floats(checkpoint: Checkpoint, folder: Path) -> None:
     """
     names = [(name, each.shape) for each in checkpoint.decoder.weights for name, _ in each.names()]
     planned = [Planned(name, "F32", shape) for name, shape in names]
-    write_tensors(folder, planned, (_rows(name, checkpoint) for name, _ in names))
+    write_tensors(folder, planned, (pieces(name, checkpoint.tensors) for name, _ in names))
     write_rest(checkpoint, checkpoint.settings, folder)
 
 
-def _rows(name: str, checkpoint: Checkpoint) -> Iterator[Floats]:
-    with open_rows(name, checkpoint.tensors) as rows:
+def pieces(name: str, tensors: Mapping[str, StoredTensor]) -> Iterator[Floats]:
+    """A tensor's rows, some at a time."""
+    with open_rows(name, tensors) as rows:
         for _, some in rows.chunks(CHUNK):
             yield some
 

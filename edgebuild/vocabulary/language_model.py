@@ -117,8 +117,8 @@ class LanguageModel:
         format: "onnx" or "tflite".
         minimum_runtime: the oldest releases that compute it rightly, by package.
         kernels: how many layers ran on each kernel where it was built, if the runtime tells.
-        removed: layers of the checkpoint that were left out, by number; `parameters` are those of
-            the whole, and `matrices` what is left.
+        removed: layers of the checkpoint that were left out, by number; `narrowed` are the channels
+            that were left of feed-forward parts. `parameters` are those of the whole.
     """
 
     edgebuild: str
@@ -149,6 +149,7 @@ class LanguageModel:
     minimum_runtime: Mapping[str, str] = field(default_factory=dict)
     kernels: Mapping[str, int] = field(default_factory=dict)
     removed: tuple[int, ...] = ()
+    narrowed: Mapping[int, int] = field(default_factory=dict)
     schema: int = SCHEMA
 
 
