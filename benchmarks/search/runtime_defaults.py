@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer import qtyping, quantizer, recipe
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
@@ -13,6 +14,7 @@ from edgebuild.samples import StoredSamples
 from edgebuild.vocabulary.artifact import Artifact
 
 SAMPLES = 64
+SIGNATURE = "serving_default"
 
 
 def quantized_by_default(whole: Artifact, samples: StoredSamples, folder: Path) -> Artifact:
@@ -47,5 +49,16 @@ def _tflite(whole: Artifact, samples: StoredSamples, path: Path) -> None:
 
 
 def _signatures(whole: Artifact, samples: StoredSamples) -> Iterator[tuple[str, Any]]:
-    rows = [dict(zip(whole.inputs, row, strict=True)) for row in samples.rows(SAMPLES)]
-    yield "serving_default", rows
+    """In the file's own types: token ids have become shorter on the way."""
+    runner = Interpreter(model_path=str(whole.path)).get_signature_runner(SIGNATURE)
+    types = {name: told["dtype"] for name, told in runner.get_input_details().items()}
+    yield (
+        SIGNATURE,
+        [
+            {
+                name: value.astype(types[name], copy=False)
+                for name, value in zip(whole.inputs, row, strict=True)
+            }
+            for row in samples.rows(SAMPLES)
+        ],
+    )
