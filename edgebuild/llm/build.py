@@ -110,6 +110,7 @@ def build_model(
         minimum_runtime=written.minimum_runtime,
         kernels=written.kernels,
         removed=written.reduction.removed,
+        ranks=written.ranks,
         narrowed={layer: len(kept) for layer, kept in written.reduction.channels.items()},
     )
     if page:

@@ -166,7 +166,14 @@ class Forward:
         return self._normed(name, parts) if self.network.has(name) else parts
 
     def _times(self, name: str, inputs: Floats, watch: Watch | None = None) -> Floats:
-        """A matrix with its bias, if it has one; read a few rows at a time."""
+        """A matrix with its bias, if it has one; read a few rows at a time.
+
+        Where two factors stand in its place, one after the other.
+        """
+        if f"{name}.second.weight" in self.checkpoint.tensors:
+            thin = self._times(f"{name}.first", inputs, watch)
+            found = self._times(f"{name}.second", thin, watch)
+            return self._biased(name, found)
         flat = inputs.reshape(-1, inputs.shape[-1])
         if watch:
             watch.multiplied(f"{name}.weight", flat)
@@ -176,9 +183,12 @@ class Forward:
             for first, some in rows.chunks(CHUNK):
                 self._round(f"{name}.weight", some)
                 np.matmul(flat, some.T, out=found[:, first : first + len(some)])
+        return self._biased(name, found).reshape(*inputs.shape[:-1], count)
+
+    def _biased(self, name: str, found: Floats) -> Floats:
         if self.network.has(f"{name}.bias"):
             found += read_vector(f"{name}.bias", self.checkpoint.tensors)
-        return found.reshape(*inputs.shape[:-1], count)
+        return found
 
     def _round(self, name: str, rows: Floats) -> None:
         if layout := self.rounded.get(name):

@@ -315,8 +315,11 @@ class _Builder:
         return self._node("Reshape", [normed, joined])
 
     def _times(self, name: str, inputs: str) -> str:
-        """A matrix with its bias, if it has one."""
-        entry = self.entries[f"{name}.weight"]
+        """A matrix with its bias, if it has one; or two factors in its place."""
+        entry = self.entries.get(f"{name}.weight")
+        if entry is None:
+            entry = self.entries[f"{name}.second.weight"]
+            inputs = self._times(f"{name}.first", inputs)
         biases = [
             self._stored(bias, bias.pieces[0])
             for bias in (self.entries.get(f"{name}.bias"),)

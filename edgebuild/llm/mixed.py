@@ -63,12 +63,13 @@ class Limit(StrEnum):
 
 @dataclass(frozen=True)
 class Rounding:
-    """One way to store a site."""
+    """One way to store a site: as it is, or with a rank as two factors in the layout."""
 
     layout: WeightFormat
     loss: float
     stored: int
     read: int
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,14 @@ class Mixed:
     """A layout for each tensor by its name; floats for all others.
 
     `losses` are the sites', by the name of the first tensor, `reduced` are those of layers that go
-    or narrow, and `loss` is the sum of all.
+    or narrow, and `loss` is the sum of all. `ranks` are those of tensors that become two factors.
     """
 
     layouts: Mapping[str, WeightFormat]
     losses: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     reduced: Mapping[LayerChoice, float] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -211,14 +213,16 @@ def choose(
             f"{format_size(knapsack.least)}"
         )
     roundings, reduced = knapsack.solve(limit)
-    layouts, counts, losses = {}, dict[str, int](), {}
+    layouts, counts, losses, ranks = {}, dict[str, int](), {}, {}
     for at, rounding in sorted(roundings.items()):
         names = sites[at].names
         layouts.update(dict.fromkeys(names, rounding.layout))
-        shown = str(rounding.layout)
+        shown = f"factors in {rounding.layout}" if rounding.rank else str(rounding.layout)
         counts[shown] = counts.get(shown, 0) + len(names)
         losses[names[0]] = rounding.loss
-    return Mixed(layouts, losses, counts, reduced)
+        if rounding.rank:
+            ranks[names[0]] = rounding.rank
+    return Mixed(layouts, losses, counts, reduced, ranks)
 
 
 def layer_of(name: str) -> int | None:
@@ -250,14 +254,19 @@ def _losses(
     layouts: Sequence[WeightFormat],
     is_searched: bool,
 ) -> list[float]:
-    """The weighted squared error of a sample, relative to the sample itself."""
+    """Of a sample, in each layout."""
     rows = _sample(checkpoint, entry.name)
-    whole = float((np.square(rows) * importance).sum(dtype=np.float64)) or 1.0
-    losses = []
-    for layout in layouts:
-        off = _rounded(rows, layout, importance if is_searched else None) - rows
-        losses.append(float((np.square(off) * importance).sum(dtype=np.float64)) / whole)
-    return losses
+    return [relative_error(rows, layout, importance, is_searched) for layout in layouts]
+
+
+def relative_error(
+    rows: Floats, layout: WeightFormat, importance: Floats | None = None, is_searched: bool = False
+) -> float:
+    """The squared error of rounded rows, relative to their squares, weighted by the inputs."""
+    weights = np.float32(1) if importance is None else importance
+    whole = float((np.square(rows) * weights).sum(dtype=np.float64)) or 1.0
+    off = _rounded(rows, layout, importance if is_searched else None) - rows
+    return float((np.square(off) * weights).sum(dtype=np.float64)) / whole
 
 
 def _sample(checkpoint: Checkpoint, name: str) -> Floats:

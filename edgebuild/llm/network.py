@@ -6,7 +6,7 @@ Both the graph and the streamed reference are built from this, and from nothing 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -134,6 +134,13 @@ def read_network(checkpoint: Checkpoint) -> Network:
     return _Reader(completed(checkpoint.settings, where), kind, where).network(checkpoint.decoder)
 
 
+def _query_outputs(decoder: Decoder) -> Iterator[int]:
+    """Rows of the matrices that give queries, or of the second of their factors."""
+    for each in decoder.weights:
+        if each.name.endswith(("q_proj.weight", "q_proj.second.weight")):
+            yield each.outputs
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Asks settings for what a network needs, each checked when it is asked for."""
@@ -144,8 +151,7 @@ class _Reader:
 
     def network(self, decoder: Decoder) -> Network:
         heads = decoder.heads
-        shapes = {each.name.rsplit(".", 2)[-2]: each for each in decoder.weights}
-        head = shapes["q_proj"].outputs // heads
+        head = next(_query_outputs(decoder)) // heads
         scalar = self._number("query_pre_attn_scalar", GEMMA_SCALAR) if self._has_caps else head
         family = FAMILIES[self.kind]
         caps = GEMMA_2_CAPS if self.kind == "gemma2" else {}

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from edgebuild.generate import GRAPH
 from edgebuild.llm.calibrate import Seen, calibrate, save_importances
 from edgebuild.llm.checkpoint import FLOAT_METHODS, Checkpoint
+from edgebuild.llm.chosen import Chosen, choose_on_text, left_of
 from edgebuild.llm.convert import OWN_FILES, convert
 from edgebuild.llm.engines import ONNXRUNTIME, Engine
 from edgebuild.llm.genai import FILE as GENAI
 from edgebuild.llm.genai import genai_config
 from edgebuild.llm.graph import HALVES, CacheFormat, decoder_graph, write_graph
 from edgebuild.llm.importance import Importances, choose_importances
-from edgebuild.llm.matrices import Costs, stored_matrices
-from edgebuild.llm.mix import Layouts, Mix
-from edgebuild.llm.mixed import Mixed, choose, survey, weighed
+from edgebuild.llm.matrices import stored_matrices
+from edgebuild.llm.mix import Mix
+from edgebuild.llm.mixed import choose, survey
 from edgebuild.llm.network import Network, read_network
 from edgebuild.llm.packing import Job, Wanted, Written
 from edgebuild.llm.proof import prove
-from edgebuild.llm.reduced import choose_reduced
-from edgebuild.llm.reduction import NOTHING, Reduction, reduce
 from edgebuild.llm.save import write_settings
-from edgebuild.llm.sensitivity import Reference, sensitivities
 from edgebuild.llm.store import Index
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.decoder import Role
@@ -36,8 +34,6 @@ from edgebuild.vocabulary.errors import InputError, NotExportable
 from edgebuild.vocabulary.fit import Option
 from edgebuild.vocabulary.target import Target
 from edgebuild.vocabulary.units import Bytes
-
-T = TypeVar("T")
 
 # Stretches of the text that tell what errors cost: each is run some thirty times.
 MEASURED = 1
@@ -61,18 +57,17 @@ class Onnx:
         seen = _seen(job, progress)
         with tempfile.TemporaryDirectory(prefix="edgebuild-") as scratch:
             importances = _importances(job.checkpoint, seen, Path(scratch))
-            chosen = _chosen(job, importances, seen, progress)
-            whole, reduction = job.forward, chosen.reduction
-            if reduction:
-                rest = reduce(whole, reduction)
-                job, chosen = replace(job, forward=rest.forward), chosen.named_by(rest.originals)
+            whole, chosen = job.forward, _chosen(job, importances, seen, progress)
+            if seen and chosen.changes_network:
+                left, chosen = left_of(whole, chosen, seen, Path(scratch) / "factors")
+                job = replace(job, forward=left)
                 # What is left sees something else.
                 seen = _seen(job, progress)
                 importances = _importances(job.checkpoint, seen, Path(scratch))
             cache = _cache(job.option, seen)
             searched = importances if seen else None
             done = convert(job.checkpoint, out, chosen.layouts, progress, searched)
-        if reduction:
+        if chosen.reduction:
             write_settings(job.checkpoint.settings, out)
         network, context, index = job.forward.network, job.option.context, done.index
         write_graph(decoder_graph(network, index, context, cache), out / GRAPH)
@@ -86,29 +81,10 @@ class Onnx:
             size=Bytes(index.size),
             read=_read(index),
             prove=partial(prove, whole, network, index, out, cache),
-            reduction=reduction,
-            notes=tuple(_notes(reduction, whole.network)),
+            reduction=chosen.reduction,
+            ranks=chosen.ranks,
+            notes=tuple(_notes(chosen, whole.network)),
         )
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """How tensors are stored, what is known of what that costs, and what is taken out."""
-
-    layouts: Layouts
-    costs: Costs = field(default_factory=Costs)
-    reduction: Reduction = NOTHING
-
-    def named_by(self, originals: Mapping[str, str]) -> Chosen:
-        """The same by other names."""
-
-        def renamed(values: Mapping[str, T]) -> dict[str, T]:
-            return {new: values[old] for new, old in originals.items() if old in values}
-
-        assert isinstance(self.layouts, Mixed)
-        mixed = replace(self.layouts, layouts=renamed(self.layouts.layouts))
-        costs = Costs(renamed(self.costs.sensitivities), renamed(self.costs.losses))
-        return replace(self, layouts=mixed, costs=costs)
 
 
 def _refuse_odd_heads(network: Network) -> None:
@@ -147,27 +123,22 @@ def _importances(source: Checkpoint, seen: Seen | None, scratch: Path) -> Import
 def _chosen(job: Job, importances: Importances, seen: Seen | None, progress: Progress) -> Chosen:
     if job.limit is None:
         return Chosen(Mix.parse(job.option.precision))
-    sites = survey(job.checkpoint, importances, progress, is_searched=seen is not None)
     if job.text is None or seen is None:
-        chosen = Chosen(choose(sites, job.limit))
+        chosen = Chosen(choose(survey(job.checkpoint, importances, progress), job.limit))
     else:
-        reference = Reference(job.forward, job.text.calibrating[:MEASURED])
-        found = sensitivities(reference, sites, progress)
-        mixed, reduction = choose_reduced(
-            weighed(sites, found), job.limit, reference, seen.importances, progress
-        )
-        chosen = Chosen(mixed, Costs(found, mixed.losses), reduction)
+        some = job.text.calibrating[:MEASURED]
+        chosen = choose_on_text(job.forward, some, job.limit, importances, seen, progress)
     progress.say(f"chosen: {chosen.layouts}")
     return chosen
 
 
-def _notes(reduction: Reduction, whole: Network) -> Iterator[str]:
-    if not reduction:
-        return
-    yield (
-        "for so few bytes, the text loses less by taking something out than by fewer bits for all; "
-        "layers are counted from 0, as in the checkpoint"
-    )
+def _notes(chosen: Chosen, whole: Network) -> Iterator[str]:
+    reduction = chosen.reduction
+    if chosen.changes_network:
+        yield (
+            "for so few bytes, the text loses less by taking something out than by fewer bits for "
+            "all; layers are counted from 0, as in the checkpoint"
+        )
     if reduction.removed:
         named, count = ", ".join(map(str, reduction.removed)), len(whole.layers)
         yield f"{len(reduction.removed)} of {count} layers are left out: {named}"
@@ -177,6 +148,11 @@ def _notes(reduction: Reduction, whole: Network) -> Iterator[str]:
     for width, layers in widths.items():
         named = ", ".join(map(str, layers))
         yield f"{width} channels are left of the feed-forward parts of layers {named}"
+    if chosen.ranks:
+        yield (
+            f"{len(chosen.ranks)} matrices are stored as two thin ones, of ranks from "
+            f"{min(chosen.ranks.values())} to {max(chosen.ranks.values())}"
+        )
 
 
 def _read(index: Index) -> Bytes:

@@ -67,6 +67,7 @@ class Written:
         minimum_runtime: the oldest releases that compute it rightly, by package.
         kernels: how many layers ran on each kernel here, where the runtime tells.
         reduction: what was taken out, by the layers' numbers in the checkpoint.
+        ranks: of matrices that became two factors, by their names in what is left.
     """
 
     layouts: Mapping[str, int]
@@ -78,6 +79,7 @@ class Written:
     minimum_runtime: Mapping[str, str] = field(default_factory=dict)
     kernels: Mapping[str, int] = field(default_factory=dict)
     reduction: Reduction = NOTHING
+    ranks: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
 

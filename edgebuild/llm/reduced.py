@@ -56,7 +56,7 @@ def choose_reduced(
     Raises:
         InvalidQuantity: the limit is too small even so.
     """
-    if not _is_tight(sites, limit):
+    if not is_tight(sites, limit):
         return choose(sites, limit), Reduction()
     channels = _channels(reference, importances)
     costs = _costs(reference, channels, progress)
@@ -79,10 +79,12 @@ def choose_reduced(
     return best[1:]
 
 
-def _is_tight(sites: Sequence[Site], limit: Bytes) -> bool:
+def is_tight(sites: Sequence[Site], limit: Bytes) -> bool:
+    """Whether a limit leaves fewer bits than there are good kernels for."""
     least = 0
     for site in sites:
-        fine = [each.stored for each in site.roundings if each.layout.bits >= FEW_BITS]
+        whole = [each for each in site.roundings if not each.rank]
+        fine = [each.stored for each in whole if each.layout.bits >= FEW_BITS]
         least += min(fine, default=0)
     return limit < least
 
@@ -154,6 +156,7 @@ def _narrowed(sites: Sequence[Site], decoder: Decoder, channels: Channels) -> tu
             narrow[share] = tuple(
                 rounding_of(smaller, len(site.names), each.layout, each.loss)
                 for each in site.roundings
+                if not each.rank
             )
         found.append(replace(site, narrowed=narrow))
     return tuple(found)

@@ -13,7 +13,7 @@ from edgebuild.llm.config import Settings, read_decoder
 from edgebuild.llm.forward import Forward
 from edgebuild.llm.mixed import layer_of
 from edgebuild.llm.network import SLIDING, Network, read_network
-from edgebuild.llm.rows import open_rows
+from edgebuild.llm.rows import SCALE_ENDING, open_rows
 from edgebuild.vocabulary.decoder import Decoder, Weights
 
 FULL = "full_attention"
@@ -62,7 +62,13 @@ def reduce(forward: Forward, reduction: Reduction) -> Remaining:
         decoder = _of_widths(decoder, widths)
         settings = {**settings, "intermediate_size": widths}
     originals = dict(renumbered(whole.decoder, kept))
-    tensors = {new: whole.tensors[old] for new, old in originals.items()}
+    tensors = {
+        f"{new}{ending}": whole.tensors[f"{old}{ending}"]
+        for new, old in originals.items()
+        # Eight-bit floats have scales of their own.
+        for ending in ("", SCALE_ENDING)
+        if f"{old}{ending}" in whole.tensors
+    }
     for new, old in originals.items():
         layer, side = layer_of(old), FEED.get(part_of(old))
         if side and layer is not None and layer in channels:

@@ -119,6 +119,7 @@ class LanguageModel:
         kernels: how many layers ran on each kernel where it was built, if the runtime tells.
         removed: layers of the checkpoint that were left out, by number; `narrowed` are the channels
             that were left of feed-forward parts. `parameters` are those of the whole.
+        ranks: of matrices that became two factors, by their names in what is left.
     """
 
     edgebuild: str
@@ -150,6 +151,7 @@ class LanguageModel:
     kernels: Mapping[str, int] = field(default_factory=dict)
     removed: tuple[int, ...] = ()
     narrowed: Mapping[int, int] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
     schema: int = SCHEMA
 
 

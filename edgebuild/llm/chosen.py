@@ -1,0 +1,109 @@
+"""What was chosen for a decoder on a text: layouts, factors, and what is taken out; and its result.
+
+Where a limit leaves few bits, layers, feed-forward widths and ranks are choices beside the bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from edgebuild.llm.calibrate import Seen
+from edgebuild.llm.factors import factorized, names_of, offered
+from edgebuild.llm.forward import Forward, Tokens
+from edgebuild.llm.importance import Importances
+from edgebuild.llm.matrices import Costs
+from edgebuild.llm.mix import Layouts
+from edgebuild.llm.mixed import Mixed, survey, weighed
+from edgebuild.llm.reduced import choose_reduced, is_tight
+from edgebuild.llm.reduction import NOTHING, Reduction, reduce
+from edgebuild.llm.sensitivity import Reference, sensitivities
+from edgebuild.vocabulary.contracts import Progress
+from edgebuild.vocabulary.units import Bytes
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How tensors are stored, what is known of what that costs, and what is taken out."""
+
+    layouts: Layouts
+    costs: Costs = field(default_factory=Costs)
+    reduction: Reduction = NOTHING
+
+    @property
+    def ranks(self) -> Mapping[str, int]:
+        """Of matrices that become two factors."""
+        return self.layouts.ranks if isinstance(self.layouts, Mixed) else {}
+
+    @property
+    def changes_network(self) -> bool:
+        return bool(self.reduction or self.ranks)
+
+
+def choose_on_text(
+    forward: Forward,
+    sequences: Tokens,
+    limit: Bytes,
+    importances: Importances,
+    seen: Seen,
+    progress: Progress,
+) -> Chosen:
+    """What loses least on some text within a limit of bytes.
+
+    Raises:
+        InvalidQuantity: the limit is too small.
+    """
+    sites = survey(forward.checkpoint, importances, progress, is_searched=True)
+    reference = Reference(forward, sequences)
+    if is_tight(sites, limit):
+        sites = offered(sites, forward.checkpoint, seen.importances, progress)
+    found = sensitivities(reference, sites, progress)
+    sites = weighed(sites, found)
+    mixed, reduction = choose_reduced(sites, limit, reference, seen.importances, progress)
+    return Chosen(mixed, Costs(found, mixed.losses), reduction)
+
+
+def left_of(whole: Forward, chosen: Chosen, seen: Seen, folder: Path) -> tuple[Forward, Chosen]:
+    """The network that is left, and the same choice by its tensors' names.
+
+    Factors lie in the folder, which must be there as long as the network is.
+    """
+    rest = reduce(whole, chosen.reduction)
+    own = _named_by(chosen, rest.originals)
+    inputs = _renamed(seen.importances, rest.originals)
+    return factorized(rest.forward, own.ranks, inputs, folder), _with_factors(own)
+
+
+def _named_by(chosen: Chosen, originals: Mapping[str, str]) -> Chosen:
+    layouts, costs = chosen.layouts, chosen.costs
+    assert isinstance(layouts, Mixed)
+    mixed = replace(
+        layouts,
+        layouts=_renamed(layouts.layouts, originals),
+        ranks=_renamed(layouts.ranks, originals),
+    )
+    told = Costs(_renamed(costs.sensitivities, originals), _renamed(costs.losses, originals))
+    return replace(chosen, layouts=mixed, costs=told)
+
+
+def _with_factors(chosen: Chosen) -> Chosen:
+    """With what is known of a matrix told of its factors; what it costs, of the first."""
+    assert isinstance(chosen.layouts, Mixed)
+    layouts, losses = dict(chosen.layouts.layouts), dict(chosen.costs.losses)
+    sensitivities = dict(chosen.costs.sensitivities)
+    for name in chosen.ranks:
+        first, second = names_of(name)
+        layouts[first] = layouts[second] = layouts.pop(name)
+        losses[first], losses[second] = losses.pop(name), 0.0
+        sensitivities[first] = sensitivities[second] = sensitivities.pop(name)
+    mixed = replace(chosen.layouts, layouts=layouts)
+    return replace(chosen, layouts=mixed, costs=Costs(sensitivities, losses))
+
+
+def _renamed(values: Mapping[str, T], originals: Mapping[str, str]) -> dict[str, T]:
+    """Values by new names, of those that have an old one."""
+    return {new: values[old] for new, old in originals.items() if old in values}
