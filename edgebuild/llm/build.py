@@ -20,7 +20,7 @@ from edgebuild.llm.network import read_network
 from edgebuild.llm.onnx import Onnx
 from edgebuild.llm.packing import Job, Packer, Written
 from edgebuild.llm.packing import Wanted as Wanted
-from edgebuild.llm.plan import plan
+from edgebuild.llm.plan import option_of, plan
 from edgebuild.llm.source import open_source
 from edgebuild.llm.text import CONFIG, Tokenizer, open_tokenizer, read_text, write_beside
 from edgebuild.llm.tflite import Tflite
@@ -33,6 +33,8 @@ from edgebuild.vocabulary.target import Target
 from edgebuild.vocabulary.verdict import BudgetLine, Status, Verdict
 
 PACKERS: Mapping[str, Packer] = {"onnx": Onnx(), "tflite": Tflite()}
+# What an option is called whose matrices have bits of their own.
+MIXED = "bits by matrix"
 WITHOUT_TEXT = "no text was given: --text FILE calibrates with one half and proves with the other"
 
 
@@ -82,6 +84,9 @@ def build_model(
                 shutil.copyfile(file, out / file.name)
     shutil.copyfile(generate.__file__, out / LOADER)
     proof = _proof(written, job, progress)
+    if wanted.limit:
+        engine = packer.engine
+        option = option_of(written.decoder, target, written.chosen, MIXED, option, engine)
     model = LanguageModel(
         edgebuild=importlib.metadata.version("edgebuild"),
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -174,5 +179,6 @@ def _verdict(option: Option, fit: Fit, target: Target) -> Verdict:
     figure = Figure(
         float(needs.total), Evidence.PREDICTED, target.name, note=f"by arithmetic; {how}"
     )
-    line = BudgetLine("memory", float(fit.room.total), figure, Status.PREDICTED)
+    status = Status.PREDICTED if option.fits else Status.BREACHED
+    line = BudgetLine("memory", float(fit.room.total), figure, status)
     return Verdict((line,))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from edgebuild.llm.mix import MIXES, Mix
+from edgebuild.llm.mix import MIXES, Layouts, Mix
 from edgebuild.vocabulary.decoder import Decoder, Role, Weights
 from edgebuild.vocabulary.fit import Loading, Needs
 from edgebuild.vocabulary.units import Bytes
@@ -32,7 +33,7 @@ class Engine(Protocol):
     loadings: ClassVar[Sequence[Loading]]
 
     def needs(
-        self, decoder: Decoder, mix: Mix, cache: str, loading: Loading, context: int
+        self, decoder: Decoder, layouts: Layouts, cache: str, loading: Loading, context: int
     ) -> Needs:
         """The memory of a decoder at a precision, with a full context."""
 
@@ -55,16 +56,16 @@ class Onnxruntime:
     repacked_per_block: ClassVar[float] = 10.0
 
     def needs(
-        self, decoder: Decoder, mix: Mix, cache: str, loading: Loading, context: int
+        self, decoder: Decoder, layouts: Layouts, cache: str, loading: Loading, context: int
     ) -> Needs:
-        looked_up = _looked_up(decoder, mix)
-        repacked = repacked_bytes(decoder, mix, self.repacked_per_block)
+        looked_up = _looked_up(decoder, layouts)
+        repacked = repacked_bytes(decoder, layouts, self.repacked_per_block)
         # Prepacked weights are repacked ones in a file. What they were made from is in it too, and
         # nobody reads it again.
         is_mapped = loading is Loading.MAPPED
         return Needs(
             loading=loading,
-            stored=_stored(decoder, mix),
+            stored=_stored(decoder, layouts),
             mapped=Bytes(looked_up + repacked) if is_mapped else looked_up,
             repacked=Bytes(0) if is_mapped else repacked,
             cache=Bytes(decoder.cached * context * self.caches[cache]),
@@ -95,13 +96,13 @@ class Litert:
     repacked_per_block: ClassVar[float] = 16.0
 
     def needs(
-        self, decoder: Decoder, mix: Mix, cache: str, loading: Loading, context: int
+        self, decoder: Decoder, layouts: Layouts, cache: str, loading: Loading, context: int
     ) -> Needs:
         return Needs(
             loading=loading,
-            stored=_stored(decoder, mix),
-            mapped=_looked_up(decoder, mix),
-            repacked=repacked_bytes(decoder, mix, self.repacked_per_block),
+            stored=_stored(decoder, layouts),
+            mapped=_looked_up(decoder, layouts),
+            repacked=repacked_bytes(decoder, layouts, self.repacked_per_block),
             cache=Bytes(decoder.cached * context * self.caches[cache] * self.copies),
             logits=Bytes(decoder.vocabulary * FLOAT),
             activations=_activations(decoder, context),
@@ -112,31 +113,44 @@ class Litert:
 ONNXRUNTIME, LITERT = Onnxruntime(), Litert()
 
 
-def repacked_bytes(decoder: Decoder, mix: Mix, per_block: float) -> Bytes:
+def repacked_bytes(decoder: Decoder, layouts: Layouts, per_block: float) -> Bytes:
     """What a runtime holds of all weights after it has reordered them."""
-    return Bytes(round(sum(_repacked(mix.of(each), each, per_block) for each in decoder.weights)))
+    held = [
+        weights.elements * _each_repacked(layout, per_block) * count
+        for weights in decoder.weights
+        if weights.role is not Role.EMBEDDING
+        for layout, count in by_layout(layouts, weights)
+    ]
+    return Bytes(round(sum(held)))
 
 
-def matrix(weights: Weights) -> tuple[int, int]:
-    return weights.outputs, weights.inputs
+def by_layout(layouts: Layouts, weights: Weights) -> Iterable[tuple[WeightFormat, int]]:
+    """How many of some tensors are stored in which way."""
+    if isinstance(layouts, Mix):
+        return ((layouts.of(weights), weights.count),)
+    return Counter(layouts.of(weights, name) for name, _ in weights.names()).items()
 
 
-def _repacked(stored: WeightFormat, weights: Weights, per_block: float) -> float:
-    if weights.role is Role.EMBEDDING:
-        return 0.0
-    # Kernels compute with floats of four bytes.
-    each = FLOAT if stored.is_float else stored.bits / 8 + per_block / stored.block
-    return weights.elements * weights.count * each
+def sizes_of(decoder: Decoder, layouts: Layouts) -> Iterator[tuple[Weights, int]]:
+    """The bytes of tensors of one shape, in the file."""
+    for weights in decoder.weights:
+        for layout, count in by_layout(layouts, weights):
+            yield weights, layout.size(weights.outputs, weights.inputs) * count
 
 
-def _stored(decoder: Decoder, mix: Mix) -> Bytes:
-    return Bytes(sum(mix.of(each).size(*matrix(each)) * each.count for each in decoder.weights))
+def _each_repacked(stored: WeightFormat, per_block: float) -> float:
+    """Bytes of a weight: kernels compute with floats of four bytes."""
+    return FLOAT if stored.is_float else stored.bits / 8 + per_block / stored.block
 
 
-def _looked_up(decoder: Decoder, mix: Mix) -> Bytes:
+def _stored(decoder: Decoder, layouts: Layouts) -> Bytes:
+    return Bytes(sum(size for _, size in sizes_of(decoder, layouts)))
+
+
+def _looked_up(decoder: Decoder, layouts: Layouts) -> Bytes:
     """An embedding is looked up where it lies in the file, whatever becomes of the rest."""
-    found = [each for each in decoder.weights if each.role is Role.EMBEDDING]
-    return Bytes(sum(mix.of(each).size(*matrix(each)) for each in found))
+    found = sizes_of(decoder, layouts)
+    return Bytes(sum(size for weights, size in found if weights.role is Role.EMBEDDING))
 
 
 def _activations(decoder: Decoder, context: int) -> Bytes:

@@ -75,6 +75,8 @@ class Onnx:
         (out / GENAI).write_bytes(genai_config(network, context, first, stops))
         stored = {entry.name: entry.layout for entry in index.entries}
         return Written(
+            decoder=job.checkpoint.decoder,
+            chosen=chosen.layouts,
             layouts=Counter(str(layout) for layout in stored.values()),
             matrices=stored_matrices(job.checkpoint.decoder, stored, chosen.costs),
             scales=job.text.name if job.text and seen else "extremes",

@@ -10,10 +10,11 @@ from typing import ClassVar, Protocol
 from edgebuild.llm.checkpoint import Checkpoint
 from edgebuild.llm.engines import Engine
 from edgebuild.llm.forward import Forward
-from edgebuild.llm.mix import Mix
+from edgebuild.llm.mix import Layouts, Mix
 from edgebuild.llm.reduction import NOTHING, Reduction
 from edgebuild.llm.text import Text, Tokenizer
 from edgebuild.vocabulary.contracts import Progress
+from edgebuild.vocabulary.decoder import Decoder
 from edgebuild.vocabulary.fit import Option
 from edgebuild.vocabulary.language_model import Proof, StoredMatrix
 from edgebuild.vocabulary.target import Target
@@ -59,6 +60,8 @@ class Written:
     """What was written into a bundle's folder.
 
     Attributes:
+        decoder: what was written, which may be less than was there.
+        chosen: how each tensor of it is stored.
         layouts: how many tensors are stored in each format.
         matrices: how each of them is stored.
         scales: what scales were chosen by: extremes, or a text.
@@ -70,6 +73,8 @@ class Written:
         ranks: of matrices that became two factors, by their names in what is left.
     """
 
+    decoder: Decoder
+    chosen: Layouts
     layouts: Mapping[str, int]
     matrices: tuple[StoredMatrix, ...]
     scales: str

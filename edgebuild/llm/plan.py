@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-from edgebuild.llm.engines import CHUNK, ONNXRUNTIME, Engine, matrix
-from edgebuild.llm.mix import Mix
+from edgebuild.llm.engines import CHUNK, ONNXRUNTIME, Engine, by_layout, sizes_of
+from edgebuild.llm.mix import Layouts, Mix
 from edgebuild.llm.siblings import smaller_siblings
-from edgebuild.vocabulary.decoder import Decoder
+from edgebuild.vocabulary.decoder import Decoder, Role
 from edgebuild.vocabulary.errors import InvalidQuantity
 from edgebuild.vocabulary.fit import Fit, Loading, Nearest, Option, Room, Speed
 from edgebuild.vocabulary.target import DeviceKind, Target
@@ -71,15 +71,37 @@ def room_of(target: Target) -> Room:
     return Room(memory.ram, target.app_memory, max(total, target.app_memory))
 
 
-def speed(decoder: Decoder, mix: Mix, cached: int, target: Target, context: int) -> Speed:
+def option_of(
+    decoder: Decoder,
+    target: Target,
+    layouts: Layouts,
+    name: str,
+    planned: Option,
+    engine: Engine = ONNXRUNTIME,
+) -> Option:
+    """What was packed in place of what was planned, with the cache and the context of that.
+
+    `name` is what the layouts are called.
+    """
+    ways = [(planned.cache, loading) for loading in engine.loadings]
+    options = [
+        _option(decoder, target, layouts, way, planned.context, engine, name) for way in ways
+    ]
+    return _best_of(options)
+
+
+def speed(decoder: Decoder, layouts: Layouts, cached: int, target: Target, context: int) -> Speed:
     """Bounds of speed: decoding waits for memory, prefilling for arithmetic.
 
     `cached` is bytes of an element of the cache.
     """
-    weights = sum(mix.of(each).size(*matrix(each)) * each.read for each in decoder.weights)
+    sizes = list(sizes_of(decoder, layouts))
+    weights = sum(size * each.read // each.count for each, size in sizes)
     read = weights + decoder.cached * context * cached
     bound = target.memory.bandwidth / read
-    rate = target.compute.fp32 if mix.body.is_float else target.compute.int8
+    matrices = [each for each in decoder.weights if each.role is Role.MATRIX]
+    is_float = all(one.is_float for each in matrices for one, _ in by_layout(layouts, each))
+    rate = target.compute.fp32 if is_float else target.compute.int8
     # A prompt's token attends to half of the prompt, on average.
     multiplied = decoder.active_parameters + decoder.attended * context / 2
     is_phone = target.kind is DeviceKind.PHONE
@@ -130,9 +152,12 @@ def _best(decoder: Decoder, target: Target, mix: Mix, context: int, engine: Engi
 
     The best cache goes first, then what the runtime does by itself.
     """
-    variants = _variants(decoder, target, mix, context, engine)
-    fitting = (option for option in variants if option.fits)
-    return next(fitting, min(variants, key=lambda option: option.overrun))
+    return _best_of(_variants(decoder, target, mix, context, engine))
+
+
+def _best_of(options: Sequence[Option]) -> Option:
+    fitting = (option for option in options if option.fits)
+    return next(fitting, min(options, key=lambda option: option.overrun))
 
 
 def _first_fitting(options: Sequence[Option]) -> Option | None:
@@ -154,31 +179,32 @@ def _variants(
 def _option(
     decoder: Decoder,
     target: Target,
-    mix: Mix,
+    layouts: Layouts,
     way: tuple[str, Loading],
     context: int,
     engine: Engine,
+    name: str = "",
 ) -> Option:
     """`way` is the cache, and how weights are loaded."""
     room, (cache, loading) = room_of(target), way
-    needed = engine.needs(decoder, mix, cache, loading, context)
+    needed = engine.needs(decoder, layouts, cache, loading, context)
     return Option(
         model=decoder.name,
-        precision=str(mix),
+        precision=name or str(layouts),
         cache=cache,
         context=context,
         needs=needed,
         overrun=needed.overrun(room),
-        longest_context=_longest(decoder, mix, way, room, engine),
-        speed=speed(decoder, mix, engine.caches[cache], target, context),
+        longest_context=_longest(decoder, layouts, way, room, engine),
+        speed=speed(decoder, layouts, engine.caches[cache], target, context),
     )
 
 
 def _longest(
-    decoder: Decoder, mix: Mix, way: tuple[str, Loading], room: Room, engine: Engine
+    decoder: Decoder, layouts: Layouts, way: tuple[str, Loading], room: Room, engine: Engine
 ) -> int:
     """The most tokens that fit: from a whole chunk on, memory grows by as much with each."""
-    short, longer = (engine.needs(decoder, mix, *way, n) for n in (CHUNK, CHUNK + 1))
+    short, longer = (engine.needs(decoder, layouts, *way, n) for n in (CHUNK, CHUNK + 1))
     grows = longer.anonymous - short.anonymous
     left = min(room.anonymous - short.anonymous, room.total - short.total)
     if left < 0:

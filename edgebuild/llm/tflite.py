@@ -113,6 +113,8 @@ class Tflite:
         copy_beside(job.checkpoint.path, out)
         unique = {each.number: each for each in matrices}
         return Written(
+            decoder=job.checkpoint.decoder,
+            chosen=mix,
             layouts=Counter(each.layout for each in unique.values()),
             matrices=stored_matrices(job.checkpoint.decoder, _uniform(mix, job), Costs()),
             scales="extremes" if mix.body.is_float else "least squared error",

@@ -12,7 +12,6 @@ from edgebuild.vocabulary.fit import Option, Room
 from edgebuild.vocabulary.language_model import LanguageModel, Proof
 from edgebuild.vocabulary.measurement import Evidence, Figure
 from edgebuild.vocabulary.units import format_share, format_size
-from edgebuild.vocabulary.weight_format import WeightFormat
 
 DISTANCE = "distance from the float network"
 
@@ -122,23 +121,6 @@ def _unproven(model: LanguageModel) -> Iterator[Open]:
         device,
     )
     yield Open("energy", "the floor is for DRAM alone, and no meter was read", "a meter")
-    if _is_mixed(model):
-        yield Open(
-            "memory and rates at these very bits",
-            f"the plan is for {model.option.precision}, whose weights take "
-            f"{format_size(model.option.needs.stored)}; bits were then chosen by matrix, and take "
-            f"{format_size(model.weights_bytes)}",
-            device,
-        )
-
-
-def _is_mixed(model: LanguageModel) -> bool:
-    """Whether matrices have other layouts than the plan's."""
-    planned = {
-        str(WeightFormat.parse(each.removesuffix("-head")))
-        for each in model.option.precision.split("+")
-    }
-    return not {one.layout for one in model.matrices} <= planned
 
 
 def _options(model: LanguageModel) -> Sequence[Option]:

@@ -203,12 +203,22 @@ def test_the_proof_stands_in_it_before_and_after(model: LanguageModel, page: str
     assert f'<pre class="answer">{proof.answer_text}</pre>' in page
 
 
+def test_memory_is_that_of_the_very_bits(model: LanguageModel, page: str) -> None:
+    needs = model.option.needs
+    vectors = needs.stored - sum(one.size for one in model.matrices)
+    assert 0 < vectors < 5_000
+    assert model.option.precision == "bits by matrix"
+    assert rows(page, OPTIONS)[0][0] == "bits by matrix"
+    (line,) = model.verdict.lines
+    assert line.figure is not None
+    assert line.figure.value == needs.total
+
+
 def test_what_was_not_proven_stands_in_it_with_its_reason(model: LanguageModel) -> None:
     whole = {row[0]: row[1] for row in rows(render_html(model), UNPROVEN)}
     assert "what rounding has cost" not in whole
     assert "no meter was read" in whole["energy"]
-    # The plan was for one precision, and bits were chosen by matrix.
-    assert format_size(model.weights_bytes) in whole["memory and rates at these very bits"]
+    assert "what it needs is a sum" in whole["memory on the target"]
     assert model.proof is not None
     longer = render_html(replace(model, context=model.proof.longest + 1))
     assert any("tokens after the 256th" in row[0] for row in rows(longer, UNPROVEN))
