@@ -11,6 +11,7 @@ import itertools
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +39,8 @@ SPLITTING = (tp.ops.OPTYPE.SPLIT, tp.ops.OPTYPE.UNBIND, tp.ops.OPTYPE.SLICE)
 
 # What could be true of one set of coupled channels, most likely first.
 Hypotheses = tuple[ChannelGroup, ...]
+# Counted one by one behind flattened maps, over a whole walk: VGG's has 25,088.
+MOST_PLACES = 2**18
 
 
 def find_coupled(
@@ -118,23 +121,40 @@ def _coupled_with(graph: Any, root: nn.Module, channels: Sequence[int]) -> Any:
     """torch-pruning's group of what goes with channels that a layer puts out.
 
     Raises:
-        Unfit: its walk finds the same couplings anew for ever, as it does in some decoders.
+        Unfit: its walk finds the same couplings anew for ever, as it does in some decoders, or
+            counts places one by one that are too many, as behind the heads of detectors.
     """
-    limit = 4 * sum(len(node.dependencies) for node in graph.module2node.values()) + 16
+    handler = graph.get_pruner_of_module(root).prune_out_channels
+    with _bounded(4 * sum(len(node.dependencies) for node in graph.module2node.values()) + 16):
+        return graph.get_pruning_group(root, handler, list(channels))
+
+
+@contextmanager
+def _bounded(most: int) -> Iterator[None]:
+    """Ends walks of more couplings, and those that count too many places."""
+    graph, mapping = tp.dependency.graph, tp.dependency.index_mapping._FlattenIndexMapping
+    group, spread = graph.Group, mapping.__call__
 
     class Bounded(tp.dependency.group.Group):  # type: ignore[misc]
         def add_dep(self, dep: Any, idxs: Any) -> None:
-            if len(self) > limit:
+            if len(self) > most:
                 raise Unfit("its couplings have no end")
             super().add_dep(dep, idxs)
 
-    original = tp.dependency.graph.Group
-    tp.dependency.graph.Group = Bounded
+    counted = 0
+
+    def bounded(self: Any, idxs: Any) -> Any:
+        nonlocal counted
+        counted += len(idxs) * (1 if self.reverse else self._stride)
+        if counted > MOST_PLACES:
+            raise Unfit("its channels are spread over too many places of what reads them")
+        return spread(self, idxs)
+
+    graph.Group, mapping.__call__ = Bounded, bounded
     try:
-        handler = graph.get_pruner_of_module(root).prune_out_channels
-        return graph.get_pruning_group(root, handler, list(channels))
+        yield
     finally:
-        tp.dependency.graph.Group = original
+        graph.Group, mapping.__call__ = group, spread
 
 
 def _side(graph: Any, entry: Any) -> Side:
