@@ -161,7 +161,9 @@ def build_language_model(
     if as_json:
         print_json(model_as_json(model))
     if strict and model.verdict.status is not Status.MET:
-        console.print("--strict: memory was not measured on the target")
+        is_breached = model.verdict.status is Status.BREACHED
+        reason = "more than there is" if is_breached else "not measured on the target"
+        console.print(f"--strict: memory is {reason}")
         sys.exit(BREACHED)
 
 

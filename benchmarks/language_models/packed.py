@@ -35,7 +35,7 @@ from edgebuild.llm.mix import Layouts, Mix
 from edgebuild.llm.mixed import Limit, choose, survey, weighed
 from edgebuild.llm.network import read_network
 from edgebuild.llm.proof import compare
-from edgebuild.llm.sensitivity import Reference, sensitivities
+from edgebuild.llm.sensitivity import COARSE, Reference, sensitivities
 from edgebuild.llm.source import open_source
 from edgebuild.llm.store import DATA, Index
 from edgebuild.llm.text import Text, open_tokenizer, read_text, write_beside
@@ -126,7 +126,8 @@ def qualities(gguf: Path, text_file: Path, folder: Path, progress: Progress) -> 
     sites = survey(source, measured, progress, is_searched=True)
     # Not the one that remembers: rounded heads give other logits of the same states.
     reference = Reference(Forward(source, forward.network), text.calibrating[:1])
-    sites = weighed(sites, sensitivities(reference, sites, progress))
+    coarse = survey(source, measured, progress, (COARSE,))
+    sites = weighed(sites, sensitivities(reference, coarse, progress))
     for other, size in sizes.items():
         mixed = choose(sites, Bytes(size), Limit.STORED)
         yield ours(f"edgebuild mixed bits, by text, as large as {other}", mixed, measured)

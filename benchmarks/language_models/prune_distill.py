@@ -31,7 +31,7 @@ from edgebuild.llm.network import read_network
 from edgebuild.llm.proof import compare
 from edgebuild.llm.prune import Shares
 from edgebuild.llm.recover import Effort
-from edgebuild.llm.sensitivity import Reference, sensitivities
+from edgebuild.llm.sensitivity import COARSE, Reference, sensitivities
 from edgebuild.llm.shrink import shrink
 from edgebuild.llm.source import open_source
 from edgebuild.llm.store import Index
@@ -160,7 +160,8 @@ def _rounded(folder: Path, limits: Mapping[str, Bytes], comparison: Comparison) 
     importances = choose_importances(source, kept)
     sites = survey(source, importances, progress, is_searched=True)
     reference = Reference(network, corpus.calibrating[:1])
-    sites = weighed(sites, sensitivities(reference, sites, progress))
+    coarse = survey(source, importances, progress, (COARSE,))
+    sites = weighed(sites, sensitivities(reference, coarse, progress))
     seconds = time.monotonic() - began
     for name, limit in limits.items():
         began, out = time.monotonic(), folder.with_name("rounded")

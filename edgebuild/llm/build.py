@@ -20,7 +20,7 @@ from edgebuild.llm.network import read_network
 from edgebuild.llm.onnx import Onnx
 from edgebuild.llm.packing import Job, Packer, Written
 from edgebuild.llm.packing import Wanted as Wanted
-from edgebuild.llm.plan import option_of, plan
+from edgebuild.llm.plan import notes_on, option_of, plan
 from edgebuild.llm.source import open_source
 from edgebuild.llm.text import CONFIG, Tokenizer, open_tokenizer, read_text, write_beside
 from edgebuild.llm.tflite import Tflite
@@ -70,11 +70,11 @@ def build_model(
     refuse_other_content(out, packer.own_files)
     with tempfile.TemporaryDirectory(prefix="edgebuild-") as name:
         scratch = Path(name)
-        notes = list(fit.notes)
+        notes: list[str] = []
         tokenizer = _tokenizer(source, scratch, notes)
         text = read_text(wanted.text, tokenizer, path, wanted.context) if wanted.text else None
         # What an earlier build has recorded there is not about this one.
-        for stale in (FILE, PAGE):
+        for stale in (FILE, PAGE, CONFIG):
             (out / stale).unlink(missing_ok=True)
         job = Job(Forward(source, network), option, wanted.limit, text, tokenizer)
         written = packer.pack(job, out, progress)
@@ -97,7 +97,7 @@ def build_model(
         target=target.name,
         context=option.context,
         cache=option.cache,
-        parameters=fit.parameters,
+        parameters=written.decoder.parameters,
         layouts=written.layouts,
         matrices=written.matrices,
         scales=written.scales,
@@ -107,7 +107,7 @@ def build_model(
         options=every.options,
         room=fit.room,
         verdict=_verdict(option, fit, target),
-        notes=(*notes, *written.notes),
+        notes=(*notes_on(target, option), *notes, *written.notes),
         versions={each: importlib.metadata.version(each) for each in packer.packages},
         proof=proof,
         unproven="" if proof else _unproven(source),

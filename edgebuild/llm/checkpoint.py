@@ -38,7 +38,7 @@ LARGEST_HEADER = 100_000_000
 Numbers = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cut:
     """The rows and columns of a tensor that stay, in order; None for all."""
 

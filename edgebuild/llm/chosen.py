@@ -19,11 +19,14 @@ from edgebuild.llm.mix import Layouts
 from edgebuild.llm.mixed import Mixed, survey, weighed
 from edgebuild.llm.reduced import choose_reduced, is_tight
 from edgebuild.llm.reduction import NOTHING, Reduction, reduce
-from edgebuild.llm.sensitivity import Reference, sensitivities
+from edgebuild.llm.sensitivity import COARSE, Reference, sensitivities
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.units import Bytes
 
 T = TypeVar("T")
+
+# Errors are made so to see what they cost, without a search for scales.
+COARSELY = (COARSE,)
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,12 @@ def choose_on_text(
     Raises:
         InvalidQuantity: the limit is too small.
     """
-    sites = survey(forward.checkpoint, importances, progress, is_searched=True)
-    reference = Reference(forward, sequences)
+    checkpoint = forward.checkpoint
+    sites = survey(checkpoint, importances, progress, is_searched=True)
     if is_tight(sites, limit):
-        sites = offered(sites, forward.checkpoint, seen.importances, progress)
-    found = sensitivities(reference, sites, progress)
+        sites = offered(sites, checkpoint, seen.importances, progress)
+    reference = Reference(forward, sequences)
+    found = sensitivities(reference, survey(checkpoint, importances, progress, COARSELY), progress)
     sites = weighed(sites, found)
     mixed, reduction = choose_reduced(sites, limit, reference, seen.importances, progress)
     return Chosen(mixed, Costs(found, mixed.losses), reduction)

@@ -7,6 +7,7 @@ are on a text, which makes the error of the outputs small and not that of the we
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,22 +18,24 @@ from numpy.typing import NDArray
 from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.checkpoint import Checkpoint, read_header
 from edgebuild.llm.forward import Forward
-from edgebuild.llm.mixed import Rounding, Site, places, relative_error, rounding_of
+from edgebuild.llm.mixed import Rounding, Site, places, rounded, rounding_of
 from edgebuild.llm.network import read_network
+from edgebuild.llm.reduction import MULTIPLE
 from edgebuild.llm.rows import open_rows
 from edgebuild.llm.save import WEIGHTS, Planned, write_tensors
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.decoder import Role, Weights
+from edgebuild.vocabulary.errors import InvalidCheckpoint
 from edgebuild.vocabulary.weight_format import WeightFormat
 
 # How both factors are stored, and the shares of the bytes of the matrix, stored likewise, that they
 # may take.
 LAYOUT = WeightFormat.parse("int4-g32-asym")
 SHARES = (0.85, 0.7, 0.55, 0.4)
-# Ranks are multiples of the blocks.
-MULTIPLE = 32
-# Larger matrices take too long to decompose, and too much memory.
-MOST_ELEMENTS = 2**23
+# Larger matrices take too long to decompose, and too much memory: 2048 x 2048 takes 0.2 GB.
+MOST_ELEMENTS = 2**22
+# Rows of the second factor that tell what rounding both loses.
+SAMPLE = 256
 ENDING = ".weight"
 Wide = NDArray[np.float64]
 
@@ -44,7 +47,7 @@ class Decomposed:
     `basis` are columns in the order of `energies`, the squared singular values, largest first.
     """
 
-    matrix: Wide
+    matrix: Floats
     scales: Wide
     basis: Wide
     energies: Wide
@@ -65,16 +68,22 @@ class Decomposed:
 
 
 def decompose(name: str, checkpoint: Checkpoint, importance: Floats) -> Decomposed:
-    """By the eigenvalues of the smaller of its two Gram matrices."""
+    """By the eigenvalues of the smaller of its two Gram matrices.
+
+    Raises:
+        InvalidCheckpoint: a weight that is not finite.
+    """
     with open_rows(name, checkpoint.tensors) as rows:
         stored = np.empty(rows.shape, np.float32)
         rows.read(0, stored)
-    matrix = stored.astype(np.float64)
+    if not np.isfinite(stored).all():
+        raise InvalidCheckpoint(f"{checkpoint.tensors[name].file}: {name} is not finite")
     scales = np.sqrt(np.maximum(importance.astype(np.float64), 1e-12))
-    scaled = matrix * scales
-    gram = scaled @ scaled.T if len(matrix) <= matrix.shape[1] else scaled.T @ scaled
+    scaled = stored * scales
+    gram = scaled @ scaled.T if len(stored) <= stored.shape[1] else scaled.T @ scaled
+    del scaled
     values, vectors = np.linalg.eigh(gram)
-    return Decomposed(matrix, scales, vectors[:, ::-1], np.maximum(values[::-1], 0.0))
+    return Decomposed(stored, scales, vectors[:, ::-1], np.maximum(values[::-1], 0.0))
 
 
 def offered(
@@ -88,9 +97,10 @@ def offered(
     with progress.step("see what factors lose", len(sites)) as bar:
         for site, (weights, _) in zip(sites, places(checkpoint.decoder), strict=True):
             more: list[Rounding] = []
-            if _is_offered(weights, site):
+            ranks = _ranks(weights) if _is_offered(weights, site) else []
+            if ranks:
                 decomposed = decompose(site.names[0], checkpoint, importances[site.names[0]])
-                more = [_rounding(decomposed, weights, rank) for rank in _ranks(weights)]
+                more = [_rounding(decomposed, weights, rank) for rank in ranks]
             found.append(replace(site, roundings=(*site.roundings, *more)))
             bar.advance()
     return tuple(found)
@@ -112,6 +122,7 @@ def factorized(
         first, second = names_of(name)
         planned += [Planned(first, "F32", (rank, inputs)), Planned(second, "F32", (outputs, rank))]
     folder.mkdir()
+    file = folder / WEIGHTS
 
     def values() -> Iterator[Sequence[Floats]]:
         for name, rank in ranks.items():
@@ -120,7 +131,9 @@ def factorized(
             yield [second]
 
     write_tensors(folder, planned, values())
-    made = {each.name: each for each in read_header(folder / WEIGHTS)}
+    # A conversion that was cut off goes on: the same factors are made again.
+    os.utime(file, (0, 0))
+    made = {each.name: each for each in read_header(file)}
     kept = {name: each for name, each in whole.tensors.items() if name not in ranks}
     decoder = replace(whole.decoder, weights=tuple(_weights(whole, ranks)))
     found = replace(whole, decoder=decoder, tensors={**kept, **made})
@@ -143,14 +156,16 @@ def _ranks(weights: Weights) -> list[int]:
     ranks = (
         int(share * outputs * inputs / (outputs + inputs) / MULTIPLE) * MULTIPLE for share in SHARES
     )
-    return [rank for rank in ranks if 0 < rank < min(outputs, inputs)]
+    return [rank for rank in dict.fromkeys(ranks) if 0 < rank < min(outputs, inputs)]
 
 
 def _rounding(decomposed: Decomposed, weights: Weights, rank: int) -> Rounding:
-    """What is left out, and what rounding both factors loses."""
-    lost = decomposed.lost(rank) + sum(
-        relative_error(each, LAYOUT) for each in decomposed.factors(rank)
-    )
+    """What is left out, and what rounding both factors loses, seen on some of the rows."""
+    first, second = decomposed.factors(rank)
+    some = np.unique(np.linspace(0, len(second) - 1, min(SAMPLE, len(second)), dtype=np.int64))
+    whole = decomposed.matrix[some] * decomposed.scales
+    made = rounded(second[some], LAYOUT) @ rounded(first, LAYOUT) * decomposed.scales
+    lost = float(np.square(made - whole).sum() / max(np.square(whole).sum(), 1e-30))
     parts = [
         rounding_of(replace(weights, outputs=outputs, inputs=inputs), 1, LAYOUT, lost)
         for outputs, inputs in ((rank, weights.inputs), (weights.outputs, rank))

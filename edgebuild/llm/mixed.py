@@ -254,19 +254,18 @@ def _losses(
     layouts: Sequence[WeightFormat],
     is_searched: bool,
 ) -> list[float]:
-    """Of a sample, in each layout."""
+    """The weighted squared error of a sample, relative to the sample itself, in each layout."""
     rows = _sample(checkpoint, entry.name)
-    return [relative_error(rows, layout, importance, is_searched) for layout in layouts]
-
-
-def relative_error(
-    rows: Floats, layout: WeightFormat, importance: Floats | None = None, is_searched: bool = False
-) -> float:
-    """The squared error of rounded rows, relative to their squares, weighted by the inputs."""
-    weights = np.float32(1) if importance is None else importance
-    whole = float((np.square(rows) * weights).sum(dtype=np.float64)) or 1.0
-    off = _rounded(rows, layout, importance if is_searched else None) - rows
-    return float((np.square(off) * weights).sum(dtype=np.float64)) / whole
+    whole = float((np.square(rows) * importance).sum(dtype=np.float64)) or 1.0
+    losses = []
+    for layout in layouts:
+        try:
+            off = rounded(rows, layout, importance if is_searched else None) - rows
+        except ValueError as problem:
+            file = checkpoint.tensors[entry.name].file
+            raise InvalidCheckpoint(f"{file}: {entry.name}: {problem}") from None
+        losses.append(float((np.square(off) * importance).sum(dtype=np.float64)) / whole)
+    return losses
 
 
 def _sample(checkpoint: Checkpoint, name: str) -> Floats:
@@ -281,7 +280,12 @@ def _sample(checkpoint: Checkpoint, name: str) -> Floats:
     return found.reshape(-1, inputs)
 
 
-def _rounded(rows: Floats, layout: WeightFormat, importance: Floats | None) -> Floats:
+def rounded(rows: Floats, layout: WeightFormat, importance: Floats | None = None) -> Floats:
+    """As floats again.
+
+    Raises:
+        ValueError: a weight is not finite, or too large for the scales.
+    """
     if layout.is_float:
         halves = rows.astype(np.float16 if layout.bits == 16 else np.float32)
         return halves.astype(np.float32)
@@ -320,21 +324,34 @@ class _Knapsack:
 
     @property
     def least(self) -> int:
-        """The bytes of the smallest choices, without the largest layers that may go."""
-        taken: dict[tuple[int | None, float], int] = {}
-        for site in self.sites:
-            for choice in self._staying(site):
+        return sum(self._bytes(rounding) for rounding in self.smallest[0].values())
+
+    @cached_property
+    def smallest(self) -> tuple[dict[int, Rounding], dict[LayerChoice, float]]:
+        """The choices that take the fewest bytes: narrow layers, and the largest of them gone."""
+        picked: dict[int, Rounding] = {}
+        reduced: list[LayerChoice] = []
+        taken: dict[int, int] = {}
+        for layer in dict.fromkeys(site.layer for site in self.sites):
+            places = [at for at, site in enumerate(self.sites) if site.layer == layer]
+            options = []
+            for choice in self._staying(self.sites[places[0]]):
                 share = choice.share if choice else ALL
-                size = min(self._bytes(rounding) for rounding in site.at(share))
-                taken[site.layer, share] = taken.get((site.layer, share), 0) + size
-        layers = {layer for layer, _ in taken}
-        smallest = {
-            layer: min(size for (other, _), size in taken.items() if other == layer)
-            for layer in layers
-        }
-        may_go = {each.layer for each in self.reductions if each.goes}
-        spared = sorted((smallest.get(layer, 0) for layer in may_go), reverse=True)
-        return sum(smallest.values()) - sum(spared[: self.most_removed])
+                some = {at: min(self.sites[at].at(share), key=self._bytes) for at in places}
+                options.append((sum(map(self._bytes, some.values())), choice, some))
+            size, choice, some = min(options, key=lambda option: option[0])
+            picked |= some
+            if choice and choice.share != ALL:
+                reduced.append(choice)
+            if layer is not None:
+                taken[layer] = size
+        may_go = {each.layer: each for each in self.reductions if each.goes}
+        largest = sorted(may_go, key=lambda layer: taken.get(layer, 0), reverse=True)
+        gone = largest[: self.most_removed]
+        kept = {at: one for at, one in picked.items() if self.sites[at].layer not in gone}
+        left = [each for each in reduced if each.layer not in gone]
+        chosen = [*left, *(may_go[layer] for layer in gone)]
+        return kept, {each: self.reductions[each] for each in chosen}
 
     def solve(self, limit: Bytes) -> tuple[dict[int, Rounding], dict[LayerChoice, float]]:
         """The rounding of each site by its place, without those of layers that go."""
@@ -379,10 +396,7 @@ class _Knapsack:
             options={"mip_rel_gap": GAP, "time_limit": TIME_LIMIT},
         )
         if found.x is None:
-            raise InvalidQuantity(
-                f"no choice that keeps {format_size(limit)} was found in {TIME_LIMIT:g} s: give "
-                "some more"
-            )
+            return self.smallest
         # As near to one as the solver came.
         taken = found.x > 0.5
         reduced = {

@@ -55,7 +55,10 @@ class Onnx:
 
     def pack(self, job: Job, out: Path, progress: Progress) -> Written:
         seen = _seen(job, progress)
-        with tempfile.TemporaryDirectory(prefix="edgebuild-") as scratch:
+        cache = _cache(job.option, seen)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the bundle: factors may be too large for /tmp.
+        with tempfile.TemporaryDirectory(prefix=".edgebuild-", dir=out.parent) as scratch:
             importances = _importances(job.checkpoint, seen, Path(scratch))
             whole, chosen = job.forward, _chosen(job, importances, seen, progress)
             if seen and chosen.changes_network:
@@ -63,8 +66,8 @@ class Onnx:
                 job = replace(job, forward=left)
                 # What is left sees something else.
                 seen = _seen(job, progress)
+                cache = _cache(job.option, seen)
                 importances = _importances(job.checkpoint, seen, Path(scratch))
-            cache = _cache(job.option, seen)
             searched = importances if seen else None
             done = convert(job.checkpoint, out, chosen.layouts, progress, searched)
         if chosen.reduction:
@@ -139,7 +142,8 @@ def _notes(chosen: Chosen, whole: Network) -> Iterator[str]:
     if chosen.changes_network:
         yield (
             "for so few bytes, the text loses less by taking something out than by fewer bits for "
-            "all; layers are counted from 0, as in the checkpoint"
+            "all; in these notes layers are counted from 0 as in the checkpoint, in the list of "
+            "matrices as they are left"
         )
     if reduction.removed:
         named, count = ", ".join(map(str, reduction.removed)), len(whole.layers)

@@ -59,7 +59,7 @@ def plan(
         chosen=chosen,
         refusal="" if chosen else refusal(options, room, target),
         nearest=() if chosen else tuple(_nearest(decoder, target, context, mixes, engine)),
-        notes=tuple(_notes(target, chosen)),
+        notes=tuple(notes_on(target, chosen)),
     )
 
 
@@ -247,7 +247,8 @@ def _shorter(
     return None
 
 
-def _notes(target: Target, chosen: Option | None) -> Iterator[str]:
+def notes_on(target: Target, chosen: Option | None) -> Iterator[str]:
+    """What is to be known of a choice."""
     if target.memory.mapped_share is None:
         yield "mapped files are counted as the application's own memory on this target"
     if chosen is None:

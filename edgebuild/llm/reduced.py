@@ -7,14 +7,24 @@ and as a whole when it has been chosen: together, pieces mostly cost more than t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.checkpoint import Numbers
-from edgebuild.llm.mixed import LayerChoice, Mixed, Site, choose, places, rounding_of
+from edgebuild.llm.mixed import (
+    MOST_REMOVED,
+    LayerChoice,
+    Mixed,
+    Site,
+    choose,
+    places,
+    rounding_of,
+)
 from edgebuild.llm.reduction import (
     FEED,
     MULTIPLE,
+    NOTHING,
     Reduction,
     down_of,
     energies,
@@ -25,6 +35,7 @@ from edgebuild.llm.reduction import (
 from edgebuild.llm.sensitivity import STRETCHES, Reference
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.decoder import Decoder
+from edgebuild.vocabulary.errors import InvalidQuantity
 from edgebuild.vocabulary.units import Bytes
 
 # The shares of a feed-forward part's channels that may stay.
@@ -34,7 +45,7 @@ SHARES = (0.75, 0.5)
 FEW_BITS = 4
 # How often is chosen anew, after what was chosen has been measured as a whole.
 ROUNDS = 4
-LEAST = 1e-30
+LEAST = 1e-9
 
 # The channels that stay, by layer, for each share of them.
 Channels = Mapping[float, Mapping[int, Numbers]]
@@ -57,26 +68,26 @@ def choose_reduced(
         InvalidQuantity: the limit is too small even so.
     """
     if not is_tight(sites, limit):
-        return choose(sites, limit), Reduction()
+        return choose(sites, limit), NOTHING
     channels = _channels(reference, importances)
     costs = _costs(reference, channels, progress)
     sites = _narrowed(sites, reference.forward.network.decoder, channels)
-    tried: dict[frozenset[LayerChoice], float] = {}
-    best: tuple[float, Mixed, Reduction] | None = None
+    found: dict[frozenset[LayerChoice], tuple[float, Mixed, Reduction]] = {}
+    # Where that keeps the limit, to take nothing out is one of the choices.
+    with suppress(InvalidQuantity):
+        mixed = choose(sites, limit)
+        found[frozenset()] = mixed.loss, mixed, NOTHING
     for _ in range(ROUNDS):
         mixed = choose(sites, limit, reductions=costs)
         chosen = frozenset(mixed.reduced)
-        if chosen in tried:
+        if chosen in found:
             break
         reduction = _reduction(chosen, channels)
-        thought = sum(mixed.reduced.values())
-        seen = _divergence(reference, reduction) if chosen else 0.0
-        tried[chosen] = mixed.loss - thought + seen
-        if best is None or tried[chosen] < best[0]:
-            best = tried[chosen], mixed, reduction
-        costs |= {each: costs[each] * seen / max(thought, LEAST) for each in chosen}
-    assert best is not None
-    return best[1:]
+        thought, seen = sum(mixed.reduced.values()), _divergence(reference, reduction)
+        found[chosen] = mixed.loss - thought + seen, mixed, reduction
+        costs |= {each: costs[each] * seen / thought for each in chosen}
+    _, mixed, reduction = min(found.values(), key=lambda one: one[0])
+    return mixed, reduction
 
 
 def is_tight(sites: Sequence[Site], limit: Bytes) -> bool:
@@ -110,9 +121,9 @@ def _costs(
 ) -> dict[LayerChoice, float]:
     """Of each layer without the others, and of the widths of layers that lie near each other."""
     layers = reference.forward.network.layers
-    costs = {}
+    costs, may_go = {}, layers if MOST_REMOVED * len(layers) >= 1 else ()
     with progress.step("see what taking out costs", len(layers) + STRETCHES * len(channels)) as bar:
-        for layer in layers:
+        for layer in may_go:
             costs[LayerChoice(layer, 0.0)] = _divergence(reference, Reduction((layer,)))
             bar.advance()
         for share, by_layer in channels.items():
@@ -132,7 +143,8 @@ def _stretches(layers: range) -> Iterator[list[int]]:
 
 
 def _divergence(reference: Reference, reduction: Reduction) -> float:
-    return reference.divergence(reduce(reference.forward, reduction).forward)
+    """Above zero: halves of logarithms are not exact."""
+    return max(reference.divergence(reduce(reference.forward, reduction).forward), LEAST)
 
 
 def _reduction(chosen: frozenset[LayerChoice], channels: Channels) -> Reduction:

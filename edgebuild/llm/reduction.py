@@ -14,7 +14,7 @@ from edgebuild.llm.forward import Forward
 from edgebuild.llm.mixed import layer_of
 from edgebuild.llm.network import SLIDING, Network, read_network
 from edgebuild.llm.rows import SCALE_ENDING, open_rows
-from edgebuild.vocabulary.decoder import Decoder, Weights
+from edgebuild.vocabulary.decoder import Decoder, Role, Weights
 
 FULL = "full_attention"
 # Weights that are read at once.
@@ -60,7 +60,8 @@ def reduce(forward: Forward, reduction: Reduction) -> Remaining:
     if channels:
         widths = [_width(forward, layer, channels) for layer in kept]
         decoder = _of_widths(decoder, widths)
-        settings = {**settings, "intermediate_size": widths}
+        told = widths[0] if len(set(widths)) == 1 else widths
+        settings = _updated(settings, {"intermediate_size": told})
     originals = dict(renumbered(whole.decoder, kept))
     tensors = {
         f"{new}{ending}": whole.tensors[f"{old}{ending}"]
@@ -71,7 +72,9 @@ def reduce(forward: Forward, reduction: Reduction) -> Remaining:
     }
     for new, old in originals.items():
         layer, side = layer_of(old), FEED.get(part_of(old))
-        if side and layer is not None and layer in channels:
+        # The bias that comes after all channels is none of theirs.
+        is_cut = side == "rows" or len(tensors[new].shape) == 2
+        if side and is_cut and layer is not None and layer in channels:
             tensors[new] = replace(tensors[new], cut=Cut(**{side: channels[layer]}))
     return Remaining(Checkpoint(whole.path, decoder, tensors, settings), originals)
 
@@ -82,6 +85,7 @@ def renumbered(decoder: Decoder, kept: Sequence[int]) -> Iterator[tuple[str, str
         if "{layer}" not in weights.name:
             yield from ((name, name) for name, _ in weights.names())
             continue
+        assert len(weights.layers) == decoder.layers, "all layers are alike"
         for at, layer in enumerate(kept):
             pair = (replace(weights, layers=range(n, n + 1)).names() for n in (at, layer))
             for (new, _), (old, _) in zip(*pair, strict=True):
@@ -90,11 +94,22 @@ def renumbered(decoder: Decoder, kept: Sequence[int]) -> Iterator[tuple[str, str
 
 def kept_settings(checkpoint: Checkpoint, network: Network, kept: Sequence[int]) -> Settings:
     """The configuration with fewer layers, and with what would follow from their numbers said."""
-    settings = {**checkpoint.settings, "num_hidden_layers": len(kept)}
-    if len(set(network.windows)) > 1 or "layer_types" in settings:
+    changes: dict[str, object] = {"num_hidden_layers": len(kept)}
+    if len(set(network.windows)) > 1 or "layer_types" in _of_text(checkpoint.settings):
         windows = [network.windows[layer] for layer in kept]
-        settings["layer_types"] = [FULL if window is None else SLIDING for window in windows]
-    return settings
+        changes["layer_types"] = [FULL if window is None else SLIDING for window in windows]
+    return _updated(checkpoint.settings, changes)
+
+
+def _of_text(settings: Settings) -> Settings:
+    """Those of the text part, where there are others."""
+    text = settings.get("text_config")
+    return text if isinstance(text, dict) else settings
+
+
+def _updated(settings: Settings, changes: Mapping[str, object]) -> Settings:
+    text = {**_of_text(settings), **changes}
+    return {**settings, "text_config": text} if "text_config" in settings else text
 
 
 def part_of(name: str) -> str:
@@ -133,7 +148,7 @@ def _of_widths(decoder: Decoder, widths: Sequence[int]) -> Decoder:
     weights: list[Weights] = []
     for each in decoder.weights:
         side = FEED.get(part_of(each.name))
-        if side is None:
+        if side is None or (side == "columns" and each.role is Role.VECTOR):
             weights.append(each)
             continue
         changed = "outputs" if side == "rows" else "inputs"

@@ -22,6 +22,8 @@ from edgebuild.vocabulary.errors import InvalidCheckpoint
 # DeepSeek's eight-bit checkpoints have a scale for each square of this many weights a side.
 SQUARE = 128
 SCALE_ENDING = "_scale_inv"
+# Fewer rows than this that nobody asked for are read with their neighbors.
+GAP = 64
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,14 @@ class Rows:
             return
         rows, columns = _in_rows(self.tensor.shape)
         kept = np.arange(rows) if cut.rows is None or self._is_vector else cut.rows
-        wanted = kept[first : first + len(out)]
-        stored = np.empty((wanted[-1] + 1 - wanted[0], columns), np.float32)
-        self._read_whole(int(wanted[0]), stored)
-        some = stored[wanted - wanted[0]]
         across = cut.rows if self._is_vector else cut.columns
-        out[...] = some if across is None else some[:, across]
+        at = 0
+        for wanted in _runs(kept[first : first + len(out)]):
+            stored = np.empty((wanted[-1] + 1 - wanted[0], columns), np.float32)
+            self._read_whole(int(wanted[0]), stored)
+            some = stored[wanted - wanted[0]]
+            out[at : at + len(some)] = some if across is None else some[:, across]
+            at += len(some)
 
     def _read_whole(self, first: int, out: Floats) -> None:
         """Rows with all of their columns."""
@@ -146,6 +150,11 @@ def read_vector(name: str, tensors: Mapping[str, StoredTensor]) -> Floats:
         out = np.empty(count * inputs, np.float32)
         rows.read(0, out.reshape(1, -1))
     return out
+
+
+def _runs(wanted: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Numbers that lie near each other: what is between them is read with them."""
+    return np.split(wanted, np.flatnonzero(np.diff(wanted) > GAP) + 1)
 
 
 def _in_rows(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from edgebuild.llm.checkpoint import DTYPES, Checkpoint, StoredTensor
 from edgebuild.llm.config import Settings
 from edgebuild.llm.rows import open_rows
 from edgebuild.llm.text import CONFIG, GENERATION_CONFIG, write_beside
+from edgebuild.vocabulary.errors import InvalidDestination
 
 WEIGHTS = "model.safetensors"
 # What goes along with the weights as it is, where it is there.
@@ -65,7 +66,11 @@ def pieces(name: str, tensors: Mapping[str, StoredTensor]) -> Iterator[Floats]:
 def write_tensors(
     folder: Path, planned: Sequence[Planned], arrays: Iterable[Iterable[Floats]]
 ) -> None:
-    """One safetensors file, each tensor a few rows at a time; on the disk when it returns."""
+    """One safetensors file, each tensor a few rows at a time; on the disk when it returns.
+
+    Raises:
+        InvalidDestination: no space is left, or no right to write.
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for one in planned:
@@ -75,14 +80,17 @@ def write_tensors(
     text = json.dumps(header).encode()
     # Data begin at multiples of eight bytes.
     text += b" " * (-len(text) % 8)
-    with (folder / WEIGHTS).open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for one, pieces in zip(planned, arrays, strict=True):
-            for piece in pieces:
-                file.write(piece.astype(NUMPY[one.dtype]).tobytes())
-        assert file.tell() == 8 + len(text) + at
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with (folder / WEIGHTS).open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for one, some in zip(planned, arrays, strict=True):
+                for piece in some:
+                    file.write(piece.astype(NUMPY[one.dtype]).tobytes())
+            assert file.tell() == 8 + len(text) + at
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as problem:
+        raise InvalidDestination(f"{folder} cannot be written: {problem.strerror}") from None
 
 
 def write_rest(checkpoint: Checkpoint, settings: Settings, folder: Path) -> None:

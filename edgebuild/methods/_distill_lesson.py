@@ -198,7 +198,8 @@ def _labeled(
     labels = rows.labels.flatten()[rows.evenly(SHOWN)]
     most = int(rows.labels.max())
     is_alone = settings.label_weight == 1
-    guessed = -1.0 if is_alone else np.bincount(labels).max() / len(labels)
+    counts = np.unique(labels, return_counts=True)[1]
+    guessed = -1.0 if is_alone else counts.max() / len(labels)
     able = [
         number
         for number, (answer, output) in enumerate(zip(answers, outputs, strict=True))

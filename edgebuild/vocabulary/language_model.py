@@ -110,7 +110,7 @@ class LanguageModel:
         matrices: all of them, but for the norms, biases and routers, which stay floats.
         scales: what scales were chosen by: extremes, least error, or a text.
         read_bytes: what one token reads of the weights.
-        option: what was planned for the target, by arithmetic; `options` are all precisions that
+        option: what was packed, on the target, by arithmetic; `options` are all precisions that
             are offered there, from the most precise to the smallest.
         proof: None where nothing could be compared, and `unproven` says why.
         files: the SHA-256 of every file but the weights of ONNX, whose index has their hashes.
@@ -118,7 +118,7 @@ class LanguageModel:
         minimum_runtime: the oldest releases that compute it rightly, by package.
         kernels: how many layers ran on each kernel where it was built, if the runtime tells.
         removed: layers of the checkpoint that were left out, by number; `narrowed` are the channels
-            that were left of feed-forward parts. `parameters` are those of the whole.
+            that were left of feed-forward parts, by number in the checkpoint, too.
         ranks: of matrices that became two factors, by their names in what is left.
     """
 

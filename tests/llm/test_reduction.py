@@ -110,10 +110,16 @@ def test_no_other_layers_widths_and_roundings_lose_less(
         choose(sites, Bytes(least - 1), reductions=reductions)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3_text", "gemma3"])
 def test_what_is_left_computes_as_before(kind: str, tmp_path: Path) -> None:
     """Without the layer that adds nothing, but its window and rotation are others'."""
-    forward = forward_of(network(tmp_path, kind, IDLE, sliding_window=4))
+    network(tmp_path, "gemma3_text" if kind == "gemma3" else kind, IDLE, sliding_window=4)
+    if kind == "gemma3":
+        # One that sees, too: the settings of its text part are a part of all.
+        file = tmp_path / "config.json"
+        whole = {"model_type": kind, "text_config": json.loads(file.read_text())}
+        file.write_text(json.dumps(whole))
+    forward = forward_of(tmp_path)
     rest = reduce(forward, Reduction((IDLE,))).forward
     assert rest.network.windows == tuple(
         window for layer, window in enumerate(forward.network.windows) if layer != IDLE
@@ -124,9 +130,13 @@ def test_what_is_left_computes_as_before(kind: str, tmp_path: Path) -> None:
     assert np.abs(other - whole).max() > 0.01
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
-def test_channels_that_do_nothing_are_not_missed(kind: str, tmp_path: Path) -> None:
-    model = write_random_network(tmp_path, kind)
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("llama", {}), ("llama", {"mlp_bias": True}), ("gemma3_text", {})]
+)
+def test_channels_that_do_nothing_are_not_missed(
+    kind: str, settings: dict[str, bool], tmp_path: Path
+) -> None:
+    model = write_random_network(tmp_path, kind, **settings)
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[:, ::2] = 0
     model.save_pretrained(tmp_path)
@@ -138,10 +148,13 @@ def test_channels_that_do_nothing_are_not_missed(kind: str, tmp_path: Path) -> N
         off = np.abs(rest.states(tokens(), Silence()) - whole).max()
         assert off < most if most else off > 0.01
     assert rest.checkpoint.settings["intermediate_size"] == [160, 80, 160, 160]
+    tensors = rest.checkpoint.tensors
+    held = sum(int(np.prod(each.read_shape)) for each in tensors.values())
+    assert rest.checkpoint.decoder.parameters == held
     shapes = {
         name: each.shape for each in rest.checkpoint.decoder.weights for name, _ in each.names()
     }
-    for name, tensor in rest.checkpoint.tensors.items():
+    for name, tensor in tensors.items():
         assert tensor.read_shape == shapes[name]
 
 
@@ -202,6 +215,26 @@ def test_what_is_chosen_costs_together_what_it_was_seen_to(
     _, reduction = choose_reduced(sites, limit, reference, importances, Silence())
     assert len(reduction.removed) == 2
     assert reduction.removed != (0, 1)
+
+
+def test_one_layer_is_not_taken_out(tmp_path: Path) -> None:
+    forward = forward_of(network(tmp_path, num_hidden_layers=1))
+    sites = sites_of(forward, {"int4-g32-asym": 0.01, "int2-g32-asym": 0.02})
+    limit = Bytes(taken(sites, "int4-g32-asym") - 1)
+    reference = Reference(forward, tokens())
+    _, reduction = choose_reduced(sites, limit, reference, seen(forward), Silence())
+    assert not reduction.removed
+
+
+def test_nothing_is_taken_out_where_that_costs_more(tmp_path: Path) -> None:
+    """Layers that are all needed, and two bits that lose next to nothing."""
+    forward = forward_of(network(tmp_path))
+    sites = sites_of(forward, {"int4-g32-asym": 0.0, "int2-g32-asym": 1e-9})
+    limit = Bytes(taken(sites, "int4-g32-asym") - 1)
+    reference = Reference(forward, tokens())
+    mixed, reduction = choose_reduced(sites, limit, reference, seen(forward), Silence())
+    assert not reduction
+    assert not mixed.reduced
 
 
 def test_conversions_without_other_layers_are_others(tmp_path: Path) -> None:
