@@ -11,7 +11,7 @@ from edgebuild.vocabulary.language_model import StoredMatrix
 from edgebuild.vocabulary.units import Bytes
 from edgebuild.vocabulary.weight_format import WeightFormat
 
-LAYER, ONCE = "model.layers.{layer}.", "model."
+IN_LAYER, ONCE = "model.layers.{layer}.", "model."
 Stored = Mapping[str, WeightFormat]
 
 
@@ -43,7 +43,7 @@ def _stored(weights: Weights, names: Sequence[str], stored: Stored, costs: Costs
     layout = stored[names[0]]
     return StoredMatrix(
         kind=_kind(weights.name),
-        layer=weights.layers[0] if weights.name.startswith(LAYER) else None,
+        layer=weights.layers[0] if weights.name.startswith(IN_LAYER) else None,
         layout=str(layout),
         count=len(names),
         elements=weights.elements,
@@ -55,5 +55,5 @@ def _stored(weights: Weights, names: Sequence[str], stored: Stored, costs: Costs
 
 def _kind(name: str) -> str:
     """ "mlp.down_proj" of "model.layers.{layer}.mlp.down_proj.weight"."""
-    own = name.removeprefix(LAYER).removeprefix(ONCE).removesuffix(".weight")
+    own = name.removeprefix(IN_LAYER).removeprefix(ONCE).removesuffix(".weight")
     return own.replace("{expert}", "*")

@@ -31,6 +31,7 @@ from edgebuild.llm.reduction import (
     most_important,
     part_of,
     reduce,
+    with_channels,
 )
 from edgebuild.llm.sensitivity import STRETCHES, Reference
 from edgebuild.vocabulary.contracts import Progress
@@ -158,13 +159,12 @@ def _narrowed(sites: Sequence[Site], decoder: Decoder, channels: Channels) -> tu
     """With what feed-forward matrices take at fewer channels."""
     found = []
     for site, (weights, _) in zip(sites, places(decoder), strict=True):
-        side = FEED.get(part_of(site.names[0]))
-        if side is None or site.layer is None:
+        if site.layer is None or part_of(site.names[0]) not in FEED:
             found.append(site)
             continue
-        changed, narrow = "outputs" if side == "rows" else "inputs", {}
+        narrow = {}
         for share, by_layer in channels.items():
-            smaller = replace(weights, **{changed: len(by_layer[site.layer])})  # type: ignore[arg-type]
+            smaller = with_channels(weights, len(by_layer[site.layer]))
             narrow[share] = tuple(
                 rounding_of(smaller, len(site.names), each.layout, each.loss)
                 for each in site.roundings

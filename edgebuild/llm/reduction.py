@@ -13,12 +13,11 @@ from edgebuild.llm.config import Settings, read_decoder
 from edgebuild.llm.forward import Forward
 from edgebuild.llm.mixed import layer_of
 from edgebuild.llm.network import SLIDING, Network, read_network
-from edgebuild.llm.rows import SCALE_ENDING, open_rows
+from edgebuild.llm.rows import SCALE_ENDING
+from edgebuild.llm.save import pieces
 from edgebuild.vocabulary.decoder import Decoder, Role, Weights
 
 FULL = "full_attention"
-# Weights that are read at once.
-CHUNK = 2**22
 # Blocks of weights that share a scale, and kernels, want widths of this.
 MULTIPLE = 32
 # How the matrices of a feed-forward part are cut to its channels.
@@ -117,12 +116,21 @@ def part_of(name: str) -> str:
     return name.split(".")[-2]
 
 
+def with_channels(weights: Weights, width: int) -> Weights:
+    """A feed-forward part's tensors with so many channels; others as they are."""
+    match FEED.get(part_of(weights.name)):
+        case "rows":
+            return replace(weights, outputs=width)
+        case "columns" if weights.role is not Role.VECTOR:
+            return replace(weights, inputs=width)
+    return weights
+
+
 def energies(checkpoint: Checkpoint, importances: Mapping[str, Floats], name: str) -> Floats:
     """How much a matrix draws from each of its inputs: their mean squares times its own."""
-    with open_rows(name, checkpoint.tensors) as rows:
-        squares = np.zeros(rows.shape[1], np.float64)
-        for _, chunk in rows.chunks(CHUNK):
-            squares += np.square(chunk).sum(axis=0, dtype=np.float64)
+    squares = sum(
+        np.square(some).sum(axis=0, dtype=np.float64) for some in pieces(name, checkpoint.tensors)
+    )
     found: Floats = (squares * importances[name]).astype(np.float32)
     return found
 
@@ -147,12 +155,11 @@ def _of_widths(decoder: Decoder, widths: Sequence[int]) -> Decoder:
     """With feed-forward parts of their own widths."""
     weights: list[Weights] = []
     for each in decoder.weights:
-        side = FEED.get(part_of(each.name))
-        if side is None or (side == "columns" and each.role is Role.VECTOR):
+        if part_of(each.name) not in FEED:
             weights.append(each)
             continue
-        changed = "outputs" if side == "rows" else "inputs"
-        for layer in each.layers:
-            own = {"layers": range(layer, layer + 1), changed: widths[layer]}
-            weights.append(replace(each, **own))  # type: ignore[arg-type]
+        weights += [
+            replace(with_channels(each, widths[layer]), layers=range(layer, layer + 1))
+            for layer in each.layers
+        ]
     return replace(decoder, weights=tuple(weights))
