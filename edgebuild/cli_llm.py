@@ -162,8 +162,8 @@ def build_language_model(
         print_json(model_as_json(model))
     if strict and model.verdict.status is not Status.MET:
         is_breached = model.verdict.status is Status.BREACHED
-        reason = "more than there is" if is_breached else "not measured on the target"
-        console.print(f"--strict: memory is {reason}")
+        reason = "is more than there is" if is_breached else "was not measured on the target"
+        console.print(f"--strict: memory {reason}")
         sys.exit(BREACHED)
 
 
