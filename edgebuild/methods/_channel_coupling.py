@@ -8,18 +8,16 @@ says is therefore a hypothesis; where it does not add up, further ones are tried
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch_pruning as tp
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
+from edgebuild.methods._channel_graph import build_graph, coupled_with
 from edgebuild.methods._channel_groups import ChannelGroup, Counter, Member, Unfit
 from edgebuild.methods._channel_layers import (
     WEIGHTED,
@@ -39,8 +37,6 @@ SPLITTING = (tp.ops.OPTYPE.SPLIT, tp.ops.OPTYPE.UNBIND, tp.ops.OPTYPE.SLICE)
 
 # What could be true of one set of coupled channels, most likely first.
 Hypotheses = tuple[ChannelGroup, ...]
-# Counted one by one behind flattened maps, over a whole walk: VGG's has 25,088.
-MOST_PLACES = 2**18
 
 
 def find_coupled(
@@ -55,7 +51,7 @@ def find_coupled(
     """
     order = _order_of_execution(network, example)
     trial = _Trial(network, example)
-    graph = _build_graph(network, example)
+    graph = build_graph(network, example)
     found: dict[str, Hypotheses] = {}
     declined: dict[str, str] = {}
     seen: set[nn.Module] = set()
@@ -64,7 +60,7 @@ def find_coupled(
             continue
         path = graph._module2name[root]
         try:
-            coupled = _coupled_with(graph, root, range(size_of(root, Side.WRITES)))
+            coupled = coupled_with(graph, root, range(size_of(root, Side.WRITES)))
             seen |= {
                 entry.dep.target.module
                 for entry in coupled
@@ -94,67 +90,6 @@ def _order_of_execution(network: nn.Module, example: Inputs) -> dict[str, int]:
     for hook in hooks:
         hook.remove()
     return {path: number for number, path in enumerate(called)}
-
-
-def _build_graph(network: nn.Module, example: Inputs) -> Any:
-    flags = {parameter: parameter.requires_grad for parameter in network.parameters()}
-    inputs = tuple(tensor.clone() for tensor in example)
-    try:
-        for parameter in flags:
-            parameter.requires_grad_(parameter.is_floating_point())
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")
-            return tp.DependencyGraph().build_dependency(
-                network, inputs, output_transform=_differentiable, verbose=False
-            )
-    finally:
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-
-
-def _differentiable(outputs: Any) -> list[Tensor]:
-    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    return [leaf for leaf in leaves if leaf.grad_fn is not None]
-
-
-def _coupled_with(graph: Any, root: nn.Module, channels: Sequence[int]) -> Any:
-    """torch-pruning's group of what goes with channels that a layer puts out.
-
-    Raises:
-        Unfit: its walk finds the same couplings anew for ever, as it does in some decoders, or
-            counts places one by one that are too many, as behind the heads of detectors.
-    """
-    handler = graph.get_pruner_of_module(root).prune_out_channels
-    with _bounded(4 * sum(len(node.dependencies) for node in graph.module2node.values()) + 16):
-        return graph.get_pruning_group(root, handler, list(channels))
-
-
-@contextmanager
-def _bounded(most: int) -> Iterator[None]:
-    """Ends walks of more couplings, and those that count too many places."""
-    graph, mapping = tp.dependency.graph, tp.dependency.index_mapping._FlattenIndexMapping
-    group, spread = graph.Group, mapping.__call__
-
-    class Bounded(tp.dependency.group.Group):  # type: ignore[misc]
-        def add_dep(self, dep: Any, idxs: Any) -> None:
-            if len(self) > most:
-                raise Unfit("its couplings have no end")
-            super().add_dep(dep, idxs)
-
-    counted = 0
-
-    def bounded(self: Any, idxs: Any) -> Any:
-        nonlocal counted
-        counted += len(idxs) * (1 if self.reverse else self._stride)
-        if counted > MOST_PLACES:
-            raise Unfit("its channels are spread over too many places of what reads them")
-        return spread(self, idxs)
-
-    graph.Group, mapping.__call__ = Bounded, bounded
-    try:
-        yield
-    finally:
-        graph.Group, mapping.__call__ = group, spread
 
 
 def _side(graph: Any, entry: Any) -> Side:
@@ -261,7 +196,7 @@ class _Reading:
         """What goes with each of the root's channels, by the graph."""
         found: dict[tuple[int, ...], None] = {}
         for channel in range(self._width):
-            group = _coupled_with(self._graph, self._root, [channel])
+            group = coupled_with(self._graph, self._root, [channel])
             found.setdefault(tuple(sorted(set(group[0].idxs))))
         if sum(map(len, found)) != self._width:
             raise Unfit("its channels are split in an unknown way")
