@@ -81,7 +81,8 @@ def convert(
     from edgebuild.llm.convert import convert as convert_stream
     from edgebuild.llm.importance import choose_importances
     from edgebuild.llm.mix import Mix
-    from edgebuild.llm.mixed import Limit, choose, survey
+    from edgebuild.llm.mixed import Limit, choose
+    from edgebuild.llm.sites import survey
     from edgebuild.llm.source import open_source
     from edgebuild.report import terminal
     from edgebuild.report.fit import show_converted

@@ -47,7 +47,7 @@ UNSEEN = np.float32(-1e9)
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
-class Reader:
+class ContextReader:
     """What has read some tokens of a context, and remembers them."""
 
     context = length = 0
@@ -67,7 +67,7 @@ class Reader:
             raise ValueError(f"{total} tokens: the model was built for {self.context}")
 
 
-class Decoder(Reader):
+class Decoder(ContextReader):
     """A graph with the keys and values of what it has read, in buffers as long as its context."""
 
     def __init__(self, graph: str, threads: int = 0) -> None:
@@ -115,7 +115,7 @@ class Decoder(Reader):
         return logits
 
 
-class LiteDecoder(Reader):
+class LiteDecoder(ContextReader):
     """The same of a .tflite as litert-torch exports it, which has two signatures.
 
     `prefill_N` reads N tokens and gives no logits, `decode` reads one and gives them; both take the

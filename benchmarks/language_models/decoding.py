@@ -18,7 +18,6 @@ import genai
 import llama
 from conversion import builder, named, random_checkpoint
 from peers import GENAI, LLAMA, ROOT, python_of, rows_of, run
-from safetensors.numpy import save_file
 from served import rates, rounded
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -30,10 +29,9 @@ from edgebuild.llm.genai import genai_config
 from edgebuild.llm.graph import decoder_graph, write_graph
 from edgebuild.llm.mix import Mix
 from edgebuild.llm.network import read_network
-from edgebuild.llm.rows import read_vector
+from edgebuild.llm.save import write_floats, write_settings
 from edgebuild.llm.source import open_source
 from edgebuild.llm.store import DATA
-from edgebuild.llm.text import write_beside
 from edgebuild.vocabulary.contracts import Progress
 
 CONTEXT = 512
@@ -120,12 +118,8 @@ def _loader(command: str, *options: str) -> list[str]:
 
 def _write_checkpoint(source: Checkpoint, folder: Path) -> None:
     """As save_pretrained leaves it, in floats of four bytes."""
-    write_beside(source, folder)
+    folder.mkdir()
+    write_floats(source, folder)
     kind = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[source.decoder.family]
     config = {**source.settings, "architectures": [kind], "dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(config))
-    tensors = {
-        name: read_vector(name, source.tensors).reshape(tensor.shape)
-        for name, tensor in source.tensors.items()
-    }
-    save_file(tensors, folder / "model.safetensors")
+    write_settings(config, folder)

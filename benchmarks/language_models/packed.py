@@ -32,10 +32,11 @@ from edgebuild.llm.forward import Forward
 from edgebuild.llm.graph import ACCURACY_LEVEL, Logits, decoder_graph, write_graph
 from edgebuild.llm.importance import Importances, choose_importances
 from edgebuild.llm.mix import Layouts, Mix
-from edgebuild.llm.mixed import Limit, choose, survey, weighed
+from edgebuild.llm.mixed import Limit, choose
 from edgebuild.llm.network import read_network
 from edgebuild.llm.proof import compare
-from edgebuild.llm.sensitivity import COARSE, Reference, sensitivities
+from edgebuild.llm.sensitivity import Reference, sensitivities
+from edgebuild.llm.sites import survey, weighed
 from edgebuild.llm.source import open_source
 from edgebuild.llm.store import DATA, Index
 from edgebuild.llm.text import Text, open_tokenizer, read_text, write_beside
@@ -126,8 +127,7 @@ def qualities(gguf: Path, text_file: Path, folder: Path, progress: Progress) -> 
     sites = survey(source, measured, progress, is_searched=True)
     # Not the one that remembers: rounded heads give other logits of the same states.
     reference = Reference(Forward(source, forward.network), text.calibrating[:1])
-    coarse = survey(source, measured, progress, (COARSE,))
-    sites = weighed(sites, sensitivities(reference, coarse, progress))
+    sites = weighed(sites, sensitivities(reference, measured, progress))
     for other, size in sizes.items():
         mixed = choose(sites, Bytes(size), Limit.STORED)
         yield ours(f"edgebuild mixed bits, by text, as large as {other}", mixed, measured)

@@ -26,13 +26,14 @@ from edgebuild.llm.corpus import read_corpus
 from edgebuild.llm.forward import Forward, Tokens, sequences_of
 from edgebuild.llm.graph import Logits, decoder_graph, write_graph
 from edgebuild.llm.importance import choose_importances
-from edgebuild.llm.mixed import Limit, choose, survey, weighed
+from edgebuild.llm.mixed import Limit, choose
 from edgebuild.llm.network import read_network
 from edgebuild.llm.proof import compare
 from edgebuild.llm.prune import Shares
 from edgebuild.llm.recover import Effort
-from edgebuild.llm.sensitivity import COARSE, Reference, sensitivities
+from edgebuild.llm.sensitivity import Reference, sensitivities
 from edgebuild.llm.shrink import shrink
+from edgebuild.llm.sites import survey, weighed
 from edgebuild.llm.source import open_source
 from edgebuild.llm.store import Index
 from edgebuild.llm.text import STRETCH, TOKENIZER, open_tokenizer
@@ -160,8 +161,7 @@ def _rounded(folder: Path, limits: Mapping[str, Bytes], comparison: Comparison) 
     importances = choose_importances(source, kept)
     sites = survey(source, importances, progress, is_searched=True)
     reference = Reference(network, corpus.calibrating[:1])
-    coarse = survey(source, importances, progress, (COARSE,))
-    sites = weighed(sites, sensitivities(reference, coarse, progress))
+    sites = weighed(sites, sensitivities(reference, importances, progress))
     seconds = time.monotonic() - began
     for name, limit in limits.items():
         began, out = time.monotonic(), folder.with_name("rounded")

@@ -65,8 +65,9 @@ def build_model(
     if wanted.weights:
         fit = plan(source.decoder, target, wanted.context, wanted.weights, packer.engine)
     option = _fitting(fit)
-    # What was chosen is refused as if it had been asked for: before anything is touched.
-    packer.refuse(source, target, replace(wanted, weights=Mix.parse(option.precision)))
+    if not wanted.weights:
+        # What was chosen is refused as if it had been asked for: before anything is touched.
+        packer.refuse(source, target, replace(wanted, weights=Mix.parse(option.precision)))
     refuse_other_content(out, packer.own_files)
     with tempfile.TemporaryDirectory(prefix="edgebuild-") as name:
         scratch = Path(name)

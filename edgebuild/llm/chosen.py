@@ -16,17 +16,15 @@ from edgebuild.llm.forward import Forward, Tokens
 from edgebuild.llm.importance import Importances
 from edgebuild.llm.matrices import Costs
 from edgebuild.llm.mix import Layouts
-from edgebuild.llm.mixed import Mixed, survey, weighed
+from edgebuild.llm.mixed import Mixed
 from edgebuild.llm.reduced import choose_reduced, is_tight
 from edgebuild.llm.reduction import NOTHING, Reduction, reduce
-from edgebuild.llm.sensitivity import COARSE, Reference, sensitivities
+from edgebuild.llm.sensitivity import Reference, sensitivities
+from edgebuild.llm.sites import survey, weighed
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.units import Bytes
 
 T = TypeVar("T")
-
-# Errors are made so to see what they cost, without a search for scales.
-COARSELY = (COARSE,)
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def choose_on_text(
     if is_tight(sites, limit):
         sites = offered(sites, checkpoint, seen.importances, progress)
     reference = Reference(forward, sequences)
-    found = sensitivities(reference, survey(checkpoint, importances, progress, COARSELY), progress)
+    found = sensitivities(reference, importances, progress)
     sites = weighed(sites, found)
     mixed, reduction = choose_reduced(sites, limit, reference, seen.importances, progress)
     return Chosen(mixed, Costs(found, mixed.losses), reduction)

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.checkpoint import Checkpoint, read_header
 from edgebuild.llm.forward import Forward
-from edgebuild.llm.mixed import Rounding, Site, places, rounded, rounding_of
 from edgebuild.llm.network import read_network
 from edgebuild.llm.reduction import MULTIPLE
 from edgebuild.llm.rows import open_rows
 from edgebuild.llm.save import WEIGHTS, Planned, write_tensors
+from edgebuild.llm.sites import Rounding, Site, places, rounded, rounding_of
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.decoder import Role, Weights
 from edgebuild.vocabulary.errors import InvalidCheckpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from edgebuild.llm.mixed import places
+from edgebuild.llm.sites import places
 from edgebuild.vocabulary.decoder import Decoder, Weights
 from edgebuild.vocabulary.language_model import StoredMatrix
 from edgebuild.vocabulary.units import Bytes

@@ -22,11 +22,12 @@ from edgebuild.llm.graph import HALVES, CacheFormat, decoder_graph, write_graph
 from edgebuild.llm.importance import Importances, choose_importances
 from edgebuild.llm.matrices import stored_matrices
 from edgebuild.llm.mix import Mix
-from edgebuild.llm.mixed import choose, survey
+from edgebuild.llm.mixed import choose
 from edgebuild.llm.network import Network, read_network
 from edgebuild.llm.packing import Job, Wanted, Written
 from edgebuild.llm.proof import prove
 from edgebuild.llm.save import write_settings
+from edgebuild.llm.sites import survey
 from edgebuild.llm.store import Index
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.decoder import Role

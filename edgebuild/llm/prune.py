@@ -16,7 +16,6 @@ from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.calibrate import Seen
 from edgebuild.llm.checkpoint import FLOATS, WHOLE, Checkpoint, Cut, Numbers, StoredTensor
 from edgebuild.llm.config import Settings
-from edgebuild.llm.mixed import layer_of
 from edgebuild.llm.network import COMPUTED, Network, read_network
 from edgebuild.llm.reduction import (
     MULTIPLE,
@@ -28,6 +27,7 @@ from edgebuild.llm.reduction import (
     renumbered,
 )
 from edgebuild.llm.save import Planned, pieces, write_rest, write_tensors
+from edgebuild.llm.sites import layer_of
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import InputError, InvalidCheckpoint, InvalidQuantity
 from edgebuild.vocabulary.language_model import Sizes

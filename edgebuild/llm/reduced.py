@@ -11,16 +11,9 @@ from contextlib import suppress
 from dataclasses import replace
 
 from edgebuild.llm._kernels_numpy import Floats
+from edgebuild.llm._knapsack import MOST_REMOVED
 from edgebuild.llm.checkpoint import Numbers
-from edgebuild.llm.mixed import (
-    MOST_REMOVED,
-    LayerChoice,
-    Mixed,
-    Site,
-    choose,
-    places,
-    rounding_of,
-)
+from edgebuild.llm.mixed import Mixed, choose
 from edgebuild.llm.reduction import (
     FEED,
     MULTIPLE,
@@ -33,7 +26,8 @@ from edgebuild.llm.reduction import (
     reduce,
     with_channels,
 )
-from edgebuild.llm.sensitivity import STRETCHES, Reference
+from edgebuild.llm.sensitivity import STRETCHES, Reference, stretch_of
+from edgebuild.llm.sites import LayerChoice, Site, places, rounding_of
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.decoder import Decoder
 from edgebuild.vocabulary.errors import InvalidQuantity
@@ -138,7 +132,7 @@ def _costs(
 
 def _stretches(layers: range) -> Iterator[list[int]]:
     for stretch in range(STRETCHES):
-        found = [layer for layer in layers if layer * STRETCHES // len(layers) == stretch]
+        found = [layer for layer in layers if stretch_of(layer, len(layers)) == stretch]
         if found:
             yield found
 

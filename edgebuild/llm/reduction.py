@@ -11,10 +11,10 @@ from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.checkpoint import Checkpoint, Cut, Numbers
 from edgebuild.llm.config import Settings, read_decoder
 from edgebuild.llm.forward import Forward
-from edgebuild.llm.mixed import layer_of
 from edgebuild.llm.network import SLIDING, Network, read_network
 from edgebuild.llm.rows import SCALE_ENDING
 from edgebuild.llm.save import pieces
+from edgebuild.llm.sites import layer_of
 from edgebuild.vocabulary.decoder import Decoder, Role, Weights
 
 FULL = "full_attention"

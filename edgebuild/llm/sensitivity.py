@@ -6,14 +6,15 @@ diverge is shared out by their errors: a network of hundreds of matrices takes s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.forward import Forward, Tokens, divergence, in_chunks, log_softmax
-from edgebuild.llm.mixed import LAYER, Site
+from edgebuild.llm.importance import Importances
+from edgebuild.llm.sites import LAYER, Site, survey
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.silence import Silence
 from edgebuild.vocabulary.weight_format import WeightFormat
@@ -46,22 +47,22 @@ class Reference:
 
 
 def sensitivities(
-    reference: Reference, sites: Sequence[Site], progress: Progress
+    reference: Reference, importances: Importances, progress: Progress
 ) -> Mapping[str, float]:
     """Nats of KL a token for a relative squared error of one, by the name of a site's tensors.
 
-    Sites that cannot be rounded so coarsely are left out.
+    Errors are made, and told, without a search for scales. Sites that cannot be rounded so coarsely
+    are left out.
     """
     forward = reference.forward
+    sites = survey(forward.checkpoint, importances, progress, (COARSE,))
     groups: dict[tuple[str, int], list[Site]] = {}
     for site in sites:
         groups.setdefault(_group(site.names[0], forward.network.decoder.layers), []).append(site)
     found: dict[str, float] = {}
     with progress.step("see what errors cost", len(groups)) as bar:
         for group in groups.values():
-            losses = [
-                each.loss for site in group for each in site.roundings if each.layout == COARSE
-            ]
+            losses = [each.loss for site in group for each in site.roundings]
             if losses:
                 names = [name for site in group for name in site.names]
                 rounded = replace(forward, rounded=dict.fromkeys(names, COARSE))
@@ -74,7 +75,12 @@ def sensitivities(
 def _group(name: str, layers: int) -> tuple[str, int]:
     """Its kind and the stretch of depth that it lies in."""
     match = LAYER.fullmatch(name)
-    return (match[2], int(match[1]) * STRETCHES // layers) if match else (name, 0)
+    return (match[2], stretch_of(int(match[1]), layers)) if match else (name, 0)
+
+
+def stretch_of(layer: int, layers: int) -> int:
+    """Which stretch of depth a layer lies in."""
+    return layer * STRETCHES // layers
 
 
 def _logarithms(forward: Forward, sequences: Tokens) -> Iterator[Floats]:

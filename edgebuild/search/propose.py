@@ -99,7 +99,10 @@ def first_shapes(
     training: Training,
     beliefs: Beliefs,
 ) -> Iterator[Proposal]:
-    """A fast plan, one that should lose less or be even faster, and a student like the latter."""
+    """A fast plan, one that should lose less or be even faster, and a middling student.
+
+    Where the opening lost much, plans are slower, and the student is a larger one.
+    """
     opened = [one for one in attempts if one.proposal.reshaped and not one.trial.failure]
     lost = min(map(_drop, opened), default=LITTLE)
     places = BEYOND if lost < LITTLE else AROUND if lost <= MUCH else BEFORE

@@ -21,8 +21,8 @@ from edgebuild.llm.calibrate import calibrate
 from edgebuild.llm.factors import decompose, factorized, names_of, offered
 from edgebuild.llm.forward import Forward
 from edgebuild.llm.importance import Importances
-from edgebuild.llm.mixed import survey
 from edgebuild.llm.rows import open_rows
+from edgebuild.llm.sites import survey
 from edgebuild.vocabulary.units import Bytes
 
 WIDE, TALL = "model.layers.1.mlp.down_proj.weight", "model.layers.1.mlp.up_proj.weight"

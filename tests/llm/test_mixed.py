@@ -15,7 +15,8 @@ from llm.test_convert import Silence
 from edgebuild.llm.checkpoint import load_checkpoint
 from edgebuild.llm.convert import convert
 from edgebuild.llm.importance import Importances
-from edgebuild.llm.mixed import CHOICES, Limit, Rounding, Site, choose, survey, weighed
+from edgebuild.llm.mixed import Limit, choose
+from edgebuild.llm.sites import CHOICES, Rounding, Site, survey, weighed
 from edgebuild.vocabulary.errors import InvalidQuantity
 from edgebuild.vocabulary.units import Bytes
 from edgebuild.vocabulary.weight_format import WeightFormat

@@ -35,10 +35,11 @@ from edgebuild.llm.convert import convert
 from edgebuild.llm.forward import Forward
 from edgebuild.llm.importance import Importances
 from edgebuild.llm.mix import Mix
-from edgebuild.llm.mixed import CHOICES, LayerChoice, Rounding, Site, choose, layer_of, survey
+from edgebuild.llm.mixed import choose
 from edgebuild.llm.reduced import choose_reduced
 from edgebuild.llm.reduction import Reduction, reduce
 from edgebuild.llm.sensitivity import Reference
+from edgebuild.llm.sites import CHOICES, LayerChoice, Rounding, Site, layer_of, survey
 from edgebuild.vocabulary.errors import InvalidQuantity
 from edgebuild.vocabulary.units import Bytes
 from edgebuild.vocabulary.weight_format import WeightFormat

@@ -14,7 +14,7 @@ from llm.test_convert import Silence, converted, floats_of
 from edgebuild.llm import convert as converting
 from edgebuild.llm.checkpoint import load_checkpoint
 from edgebuild.llm.importance import Importances
-from edgebuild.llm.mixed import survey
+from edgebuild.llm.sites import survey
 from edgebuild.vocabulary.errors import InvalidCheckpoint
 
 # The columns that AWQ packs into one integer, from the lowest bits on.

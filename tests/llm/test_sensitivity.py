@@ -14,9 +14,9 @@ from llm.test_graph import tokens
 from edgebuild.llm.checkpoint import load_checkpoint
 from edgebuild.llm.forward import Forward
 from edgebuild.llm.importance import Importances
-from edgebuild.llm.mixed import survey
 from edgebuild.llm.network import read_network
 from edgebuild.llm.sensitivity import COARSE, Reference, sensitivities
+from edgebuild.llm.sites import survey
 from edgebuild.vocabulary.weight_format import WeightFormat
 
 
@@ -32,8 +32,9 @@ def test_what_adds_next_to_nothing_costs_next_to_nothing(tmp_path: Path) -> None
         model.model.layers[0].mlp.down_proj.weight.mul_(1e-3)
     model.save_pretrained(tmp_path)
     forward = forward_of(tmp_path)
-    sites = survey(forward.checkpoint, Importances(forward.checkpoint), Silence())
-    found = sensitivities(Reference(forward, tokens()), sites, Silence())
+    importances = Importances(forward.checkpoint)
+    sites = survey(forward.checkpoint, importances, Silence())
+    found = sensitivities(Reference(forward, tokens()), importances, Silence())
     assert found.keys() == {name for site in sites for name in site.names}
     assert min(found.values()) > 0
     down = [found[f"model.layers.{layer}.mlp.down_proj.weight"] for layer in range(4)]
