@@ -30,7 +30,7 @@ from edgebuild.vocabulary.verdict import Status
 # Where the first plans lie between the fastest network and the whole one, in the logarithm: the
 # very first in the middle, and then on both sides of it. All lie beyond it where it lost so little
 # score that slower ones could hardly gain any, and before it where it lost too much.
-OPENING, AROUND, BEYOND, BEFORE = 0.45, (0.2, 0.7), (0.2, 0.0), (0.7, 0.85)
+OPENING, AROUND, BEYOND, BEFORE = 0.45, (0.2, 0.7), (0.2, 0.0), (0.7,)
 LITTLE, MUCH = 0.01, 0.04
 # How much faster than the fastest network on the frontier a bolder one is to be.
 BOLDER = 1.5
@@ -101,7 +101,7 @@ def first_shapes(
 ) -> Iterator[Proposal]:
     """A fast plan, one that should lose less or be even faster, and a middling student.
 
-    Where the opening lost much, plans are slower, and the student is a larger one.
+    Where the opening lost much there is one slower plan, and the student is a larger one.
     """
     opened = [one for one in attempts if one.proposal.reshaped and not one.trial.failure]
     lost = min(map(_drop, opened), default=LITTLE)

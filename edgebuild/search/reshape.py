@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 from edgebuild import catalog
 from edgebuild.cache import digest
 from edgebuild.capture import capture, read
+from edgebuild.search.batch_norms import has_statistics, refer_to
 from edgebuild.search.case import Case
 from edgebuild.vocabulary.contracts import Progress, Stage, Workplace
 from edgebuild.vocabulary.offer import Choice, Part
@@ -48,27 +50,25 @@ def changed_once(case: Case, part: Part, choice: Choice) -> nn.Module:
 
 
 def reshaped_network(case: Case, reshaped: Reshaped, progress: Progress) -> nn.Module:
-    """The network after the given changes; each method's result is kept for those that follow."""
-    if not reshaped:
+    """The network after the given changes; each method's result is kept for those that follow.
+
+    Without any it is the workload's, whose batch normalizations speak of the calibration split.
+    """
+    if not reshaped and not has_statistics(case.workload.network):
         return case.workload.network
     key = _key(case, reshaped)
     if key in case.unstored:
         return case.unstored[key]
-    earlier, last = _split(reshaped)
-    name = last[0][1].method
 
     def make(folder: Path) -> None:
-        network = reshaped_network(case, earlier, progress)
-        scratch = case.cache.scratch("recovery", key)
-        workplace = Workplace(progress, scratch)
-        changed = catalog.method(name).apply(network, dict(last), case.lesson, workplace)
+        changed = _changed(case, reshaped, progress)
         try:
             torch.save(changed, folder / "network.pt")
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             progress.say(f"[yellow]the network cannot be stored for a next build: {error}")
             case.unstored[key] = changed
             raise _Unstored from error
-        case.cache.forget(scratch)
+        case.cache.forget(_workshop(case, reshaped))
 
     try:
         folder = case.cache.entry("network", key, make)
@@ -77,6 +77,23 @@ def reshaped_network(case: Case, reshaped: Reshaped, progress: Progress) -> nn.M
     # Our own cache's file: its classes are the workload's.
     network: nn.Module = torch.load(folder / "network.pt", weights_only=False)
     return network
+
+
+def _changed(case: Case, reshaped: Reshaped, progress: Progress) -> nn.Module:
+    if not reshaped:
+        network = copy.deepcopy(case.workload.network).eval()
+        refer_to(network, case.calibration)
+        return network
+    earlier, last = _split(reshaped)
+    network = reshaped_network(case, earlier, progress)
+    workplace = Workplace(progress, _workshop(case, reshaped))
+    method = catalog.method(last[0][1].method)
+    return method.apply(network, dict(last), case.lesson, workplace)
+
+
+def _workshop(case: Case, reshaped: Reshaped) -> Path:
+    """Where a method may leave what it needs to go on after a kill."""
+    return case.cache.scratch("recovery", _key(case, reshaped))
 
 
 class _Unstored(Exception):
