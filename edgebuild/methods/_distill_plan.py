@@ -94,7 +94,7 @@ class Settings:
     varied_share: float = 0.5
     most_passes: int = 20
     looks: int = 11
-    patience: int = 6
+    patience: int = 8
 
     def steps_between_looks(self, steps: int, rows: int) -> int:
         """Fewer looks in a short training, and at many rows: one takes as long as some steps do."""

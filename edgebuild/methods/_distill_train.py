@@ -6,7 +6,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, cast
@@ -29,8 +29,9 @@ LAST_RATE = 0.01
 SETTLED = 0.8
 # Statistics of fewer samples than this are worse than pruned ones.
 FEWEST_FOR_STATISTICS = 8
-# Batches that show the ranges of activations before the first step.
-FIRST_BATCHES = 4
+# Batches that show the ranges of activations before the first step, and at most so many that the
+# statistics are taken of after the last one.
+FIRST_BATCHES, LAST_BATCHES = 4, 32
 WEIGHT_DECAY = 1e-4
 # A network without BatchNorm bears this share of the learning rate.
 RATE_WITHOUT_NORM = 0.1
@@ -97,6 +98,8 @@ def train(
                 if checkpoint is not None:
                     training.store(checkpoint)
             bar.advance(training.note)
+        if not training.is_hopeless:
+            training.finish()
     training.student.load_state_dict(training.best)
 
 
@@ -154,6 +157,22 @@ class Training(Generic[TeachingT, JudgingT]):
             )
         self.descend(loss)
         self.step += 1
+
+    def finish(self) -> None:
+        """Looks once more, with statistics of many batches at once.
+
+        Those that followed the batches are of the last few of these, and of weights that have
+        moved since (Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv 2105.07576).
+        """
+        norms = [one for one in self.student.modules() if isinstance(one, BatchNorm)]
+        if not norms or self.lesson.batch_size < FEWEST_FOR_STATISTICS:
+            return
+        _let_follow(self.student, BatchNorm)
+        with _from_the_first(norms), torch.no_grad():
+            for step in range(min(LAST_BATCHES, self.lesson.plan.steps)):
+                torch.manual_seed(seeded(self.lesson.plan.seed, 3, step).initial_seed())
+                self.student(*self.lesson.batch(step)[1])
+        self.look()
 
     def descend(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
@@ -223,6 +242,20 @@ def _quick_to_follow(network: nn.Module, step: int) -> Iterator[None]:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = max(cast(float, norm.momentum), 1 / (step + 1))
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+@contextmanager
+def _from_the_first(norms: Sequence[BatchNorm]) -> Iterator[None]:
+    """Forgets the statistics, and lets them be the average of all batches that come."""
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
     try:
         yield
     finally:

@@ -345,8 +345,8 @@ def test_the_score_sees_the_outputs_as_the_network_returns_them() -> None:
     labeled = [(inputs, np.array([1])) for inputs, _ in samples(specimen, 600, 1)]
     given_workload = replace(zoo_workload(specimen), validation=labeled, score=score)
     trained(specimen.network, given_workload, "1 steps, seed 0")
-    # Two looks, each at the whole split: a score may not be one of a part.
-    assert seen == 2 * [({"classes": (600, 8), "pose": (600, 8)}, (600,))]
+    # Three looks, each at the whole split: a score may not be one of a part.
+    assert seen == 3 * [({"classes": (600, 8), "pose": (600, 8)}, (600,))]
 
 
 @pytest.mark.parametrize(("one", "other", "is_known"), [(0, 1, True), (1, 0, False)])
@@ -394,6 +394,21 @@ def test_statistics_of_batch_norm_follow_and_then_stay() -> None:
     was, now = student[1], better[1]  # type: ignore[index]
     wanted = specimen.network[1].running_var  # type: ignore[index]
     assert (now.running_var - wanted).norm() < 0.5 * (was.running_var - wanted).norm()
+
+
+def test_in_the_end_statistics_are_those_of_many_batches_at_once() -> None:
+    specimen = normalized()
+    with QUICK.training(specimen.network, zoo_workload(specimen), Plan(4)) as training:
+        training.begin()
+        batches = [training.lesson.batch(step)[1][0] for step in range(4)]
+        training.finish()
+    seen = [specimen.network[0](batch) for batch in batches]  # type: ignore[index]
+    mean = torch.stack([one.mean((0, 2, 3)) for one in seen]).mean(0)
+    variance = torch.stack([one.var((0, 2, 3)) for one in seen]).mean(0)
+    norm = training.student[1]  # type: ignore[index]
+    assert torch.allclose(norm.running_mean, mean, atol=1e-5)
+    assert torch.allclose(norm.running_var, variance, atol=1e-4)
+    assert norm.momentum == 0.1
 
 
 def test_a_step_is_the_same_whatever_came_before_it() -> None:
