@@ -219,6 +219,19 @@ def trained(case: Case) -> None:
     reshape.reshaped_network(case, [PRUNED, TRAINED], Silence())
 
 
+def test_changes_begin_with_statistics_of_the_calibration_split(cache: Cache) -> None:
+    torch.manual_seed(0)
+    given = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 6))
+    image = torch.randn(1, 1, 8, 8)
+    images = list(torch.randn(8, 1, 1, 8, 8))
+    case = small_build.case_of(small_build.workload_of(given, image, images, images), cache)
+    begun = reshape.reshaped_network(case, [], Silence())
+    assert torch.allclose(begun(image), given(image), atol=1e-5)
+    seen = given[0](torch.cat(images))
+    assert torch.allclose(begun[1].running_mean, seen.mean((0, 2, 3)), atol=1e-5)  # type: ignore[index]
+    assert torch.equal(given[1].running_mean, torch.zeros(8))  # type: ignore[arg-type]
+
+
 # ---- one network under two names
 
 
