@@ -37,7 +37,7 @@ def fold_batch_norms(network: nn.Module, example: tuple[Tensor, ...]) -> Program
 def _pairs(program: Program, network: nn.Module) -> Iterator[tuple[Layer, Norm]]:
     layers = layers_of(program)
     names = program.exported.graph_signature.inputs_to_buffers
-    norms = {id(module.running_mean): module for module in _norms(network)}
+    norms = {id(module.running_mean): module for _, module in plain_norms(network)}
     for node in program.exported.graph.nodes:
         if operator_name(node) != "batch_norm":
             continue
@@ -50,12 +50,13 @@ def _pairs(program: Program, network: nn.Module) -> Iterator[tuple[Layer, Norm]]
             yield layer, norm
 
 
-def _norms(network: nn.Module) -> Iterator[Norm]:
-    for module in network.modules():
+def plain_norms(network: nn.Module) -> Iterator[tuple[str, Norm]]:
+    """Those that normalize by statistics that they hold, and do nothing else, with their paths."""
+    for path, module in network.named_modules():
         if type(module) in PLAIN and not module.training:
             assert isinstance(module, Norm)
             if module.running_mean is not None:
-                yield module
+                yield path, module
 
 
 def _fits(layer: Layer, source: fx.Node) -> bool:

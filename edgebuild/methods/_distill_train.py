@@ -164,7 +164,7 @@ class Training(Generic[TeachingT, JudgingT]):
         Those that followed the batches are of the last few of these, and of weights that have
         moved since (Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv 2105.07576).
         """
-        norms = [one for one in self.student.modules() if isinstance(one, BatchNorm)]
+        norms = _batch_norms(self.student)
         if not norms or self.lesson.batch_size < FEWEST_FOR_STATISTICS:
             return
         _let_follow(self.student, BatchNorm)
@@ -234,33 +234,36 @@ def _quick_to_follow(network: nn.Module, step: int) -> Iterator[None]:
 
     Of thirty steps the usual momentum of 0.1 would leave a trace of them to the end.
     """
-    norms = [
-        module
-        for module in network.modules()
-        if isinstance(module, BatchNorm) and module.momentum is not None
-    ]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = max(cast(float, norm.momentum), 1 / (step + 1))
-    try:
+    norms = [one for one in _batch_norms(network) if one.momentum is not None]
+    with _former_momenta(norms):
+        for norm in norms:
+            norm.momentum = max(cast(float, norm.momentum), 1 / (step + 1))
         yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 @contextmanager
 def _from_the_first(norms: Sequence[BatchNorm]) -> Iterator[None]:
     """Forgets the statistics, and lets them be the average of all batches that come."""
+    with _former_momenta(norms):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+        yield
+
+
+@contextmanager
+def _former_momenta(norms: Sequence[BatchNorm]) -> Iterator[None]:
+    """Gives them back afterwards."""
     momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
     try:
         yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+def _batch_norms(network: nn.Module) -> list[BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, BatchNorm)]
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -288,6 +291,5 @@ def optimizer_for(student: nn.Module, settings: Settings) -> torch.optim.Optimiz
         {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
     ]
-    has_norm = any(isinstance(module, BatchNorm) for module in student.modules())
-    rate = settings.learning_rate * (1.0 if has_norm else RATE_WITHOUT_NORM)
+    rate = settings.learning_rate * (1.0 if _batch_norms(student) else RATE_WITHOUT_NORM)
     return torch.optim.AdamW(groups, lr=rate)

@@ -135,7 +135,7 @@ def run(network: nn.Module, inputs: Tensors) -> None:
 
 
 @contextmanager
-def watching(layers: Mapping[str, Layer], see: Watcher) -> Iterator[None]:
+def watching(layers: Mapping[str, nn.Module], see: Watcher) -> Iterator[None]:
     """Calls `see(path, input)` whenever one of the layers is about to run."""
     with ExitStack() as hooks:
         for path, layer in layers.items():

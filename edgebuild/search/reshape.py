@@ -13,7 +13,7 @@ from torch import nn
 from edgebuild import catalog
 from edgebuild.cache import digest
 from edgebuild.capture import capture, read
-from edgebuild.search.batch_norms import has_statistics, refer_to
+from edgebuild.methods._batch_norm_statistics import has_statistics, refer_to
 from edgebuild.search.case import Case
 from edgebuild.vocabulary.contracts import Progress, Stage, Workplace
 from edgebuild.vocabulary.offer import Choice, Part
@@ -61,14 +61,15 @@ def reshaped_network(case: Case, reshaped: Reshaped, progress: Progress) -> nn.M
         return case.unstored[key]
 
     def make(folder: Path) -> None:
-        changed = _changed(case, reshaped, progress)
+        scratch = case.cache.scratch("recovery", key)
+        changed = _changed(case, reshaped, Workplace(progress, scratch))
         try:
             torch.save(changed, folder / "network.pt")
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             progress.say(f"[yellow]the network cannot be stored for a next build: {error}")
             case.unstored[key] = changed
             raise _Unstored from error
-        case.cache.forget(_workshop(case, reshaped))
+        case.cache.forget(scratch)
 
     try:
         folder = case.cache.entry("network", key, make)
@@ -79,21 +80,15 @@ def reshaped_network(case: Case, reshaped: Reshaped, progress: Progress) -> nn.M
     return network
 
 
-def _changed(case: Case, reshaped: Reshaped, progress: Progress) -> nn.Module:
+def _changed(case: Case, reshaped: Reshaped, workplace: Workplace) -> nn.Module:
     if not reshaped:
         network = copy.deepcopy(case.workload.network).eval()
         refer_to(network, case.calibration)
         return network
     earlier, last = _split(reshaped)
-    network = reshaped_network(case, earlier, progress)
-    workplace = Workplace(progress, _workshop(case, reshaped))
+    network = reshaped_network(case, earlier, workplace.progress)
     method = catalog.method(last[0][1].method)
     return method.apply(network, dict(last), case.lesson, workplace)
-
-
-def _workshop(case: Case, reshaped: Reshaped) -> Path:
-    """Where a method may leave what it needs to go on after a kill."""
-    return case.cache.scratch("recovery", _key(case, reshaped))
 
 
 class _Unstored(Exception):

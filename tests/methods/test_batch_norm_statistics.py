@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from edgebuild.cache import Cache
+from edgebuild.methods._batch_norm_statistics import has_statistics, refer_to
 from edgebuild.samples import StoredSamples, store_split
-from edgebuild.search.batch_norms import has_statistics, refer_to
 
 
 class Bold(nn.BatchNorm2d):

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from edgebuild.methods._batch_norms import Norm, plain_norms
+from edgebuild.methods._own_layers import run, watching
 from edgebuild.samples import StoredSamples
 
 # So many samples tell the mean and the variance of a channel.
 MOST_SAMPLES = 512
-# A class made from one of these may do more than normalize.
-PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass
@@ -40,7 +37,7 @@ class _Moments:
 
 def has_statistics(network: nn.Module) -> bool:
     """Whether there is anything to refer to other samples."""
-    return next(_norms(network), None) is not None
+    return bool(_referable(network))
 
 
 @torch.no_grad()
@@ -54,40 +51,22 @@ def refer_to(network: nn.Module, samples: StoredSamples) -> None:
     network, as REPAIR does (Jordan et al., arXiv 2211.08403).
     """
     moments: dict[str, _Moments] = defaultdict(_Moments)
-    norms = dict(_norms(network))
-    handles = [
-        norm.register_forward_pre_hook(_sum_up(moments[path])) for path, norm in norms.items()
-    ]
-    try:
+    norms = _referable(network)
+    with watching(norms, lambda path, value: moments[path].add(value)):
         for row in samples.rows(MOST_SAMPLES):
-            network(*map(torch.tensor, row))
-    finally:
-        _remove(handles)
-    for path, norm in norms.items():
-        if moments[path].count:
-            _refer(norm, *moments[path].mean_and_variance())
+            run(network, tuple(map(torch.tensor, row)))
+    for path, seen in moments.items():
+        _refer(norms[path], *seen.mean_and_variance())
 
 
-def _norms(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Those that hold statistics, and something to make up for others."""
-    for path, module in network.named_modules():
-        if type(module) in PLAIN and module.affine and module.running_mean is not None:
-            yield path, module
+def _referable(network: nn.Module) -> dict[str, Norm]:
+    """Those with something to make up for other statistics, by path."""
+    return {path: norm for path, norm in plain_norms(network) if norm.affine}
 
 
-def _sum_up(moments: _Moments) -> Callable[[nn.Module, Any], None]:
-    def see(_module: nn.Module, inputs: Any) -> None:
-        moments.add(inputs[0])
-
-    return see
-
-
-def _remove(handles: list[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
-
-
-def _refer(norm: Any, mean: Tensor, variance: Tensor) -> None:
+def _refer(norm: Norm, mean: Tensor, variance: Tensor) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     was = (norm.running_var.double() + norm.eps).sqrt()
     weight = norm.weight.double()
     norm.bias.copy_(norm.bias.double() + weight * (mean - norm.running_mean.double()) / was)
