@@ -39,6 +39,8 @@ MOST_FEATURES = 6
 # Features must be asked of the teacher at every step. A student that computes less than this share
 # of what the teacher does learns more from the several steps that it could do meanwhile.
 FEATURES_FROM = 0.5
+# A row forward and backward takes as much as so many forward.
+TRAINED = 3
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Lesson:
         features: the layers that are compared, and how much each varies.
         batch_size: rows a step.
         varied_rows: how many of these are varied.
-        known: the teacher's answers to all rows; empty where it is asked at every step.
+        known: the teacher's answers to all rows, which are then asked for none but varied ones;
+            empty where it is asked for all at every step.
     """
 
     teacher: nn.Module
@@ -106,9 +109,14 @@ class Lesson:
         return numbers, laid_out(inputs, self.layout)
 
     def _taught(self, numbers: np.ndarray, inputs: Tensors) -> Sequence[Tensor]:
-        if self.known:
-            return [answers[torch.from_numpy(numbers)] for answers in self.known]
-        return leaves(self.teacher(*inputs))
+        if not self.known:
+            return leaves(self.teacher(*inputs))
+        plain = self.batch_size - self.varied_rows
+        known = [answers[torch.from_numpy(numbers[:plain])] for answers in self.known]
+        if not self.varied_rows:
+            return known
+        varied_answers = leaves(self.teacher(*(tensor[plain:] for tensor in inputs)))
+        return [torch.cat(both) for both in zip(known, varied_answers, strict=True)]
 
     def _surprise(self, answer: Tensor, numbers: np.ndarray) -> Tensor:
         assert self.labeled is not None
@@ -130,9 +138,10 @@ def open_lesson(
     with torch.no_grad():
         answers = tuple(leaves(teacher(*shown)))
     outputs = tuple(read_output(answer, rows.has_class_ids) for answer in answers)
-    compares = settings.feature_weight > 0 and _share(student, teacher, shown) >= FEATURES_FROM
+    work = _work(student, shown), _work(teacher, shown)
+    compares = settings.feature_weight > 0 and work[0] >= FEATURES_FROM * work[1]
     features = shared_features(teacher, student, shown, MOST_FEATURES) if compares else {}
-    size, varied_rows = _batch(rows, plan, settings)
+    size, varied_rows = _batch(rows, work, plan, settings)
     is_labeled = settings.label_weight > 0 and rows.has_class_ids and varied_rows < size
     labeled = _labeled(rows, answers, outputs, settings) if is_labeled else None
     return Lesson(
@@ -140,25 +149,29 @@ def open_lesson(
     )
 
 
-def _share(student: nn.Module, teacher: nn.Module, inputs: Tensors) -> float:
-    """What the student computes, as a share of what the teacher does."""
-    counts = []
-    for network in (student, teacher):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(*inputs)
-        counts.append(counter.get_total_flops())
-    return float(counts[0] / max(counts[1], 1))
+def _work(network: nn.Module, inputs: Tensors) -> float:
+    """The floating-point operations of one row forward."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(*inputs)
+    return float(counter.get_total_flops()) / len(inputs[0])
 
 
-def _batch(rows: Rows, plan: Plan, settings: Settings) -> tuple[int, int]:
+def _batch(
+    rows: Rows, work: tuple[float, float], plan: Plan, settings: Settings
+) -> tuple[int, int]:
     """How many rows a batch has, and how many of them are varied.
 
-    Images are varied where they would be repeated so often that the student learns them by heart.
-    Without variations, a batch that is larger than the split would hold rows twice.
+    A step of networks that are light, in operations of student and teacher, has room for as many
+    images again, varied ones. Other images are varied where they would be repeated so often that
+    the student learns them by heart. Without variations, a batch that is larger than the split
+    would hold rows twice.
     """
     size = settings.batch_size
+    student, teacher = work
+    if rows.are_images and size * (2 * TRAINED * student + teacher) <= settings.light_step:
+        return 2 * size, size
     if rows.are_images and plan.steps * size > settings.most_passes * len(rows):
-        return size, round(settings.varied_share * size)
+        return size, size // 2
     return min(size, len(rows)), 0
 
 
@@ -171,14 +184,14 @@ def with_known_answers(lesson: Lesson, owner: nn.Module) -> Lesson:
 
     The answers are remembered for as long as the owner lives, of whom the teacher is a copy.
     """
-    rows, size = lesson.rows, lesson.batch_size
-    if lesson.features or lesson.varied_rows or lesson.plan.steps * size < len(rows):
+    rows, plain = lesson.rows, lesson.batch_size - lesson.varied_rows
+    if lesson.features or lesson.plan.steps * plain < len(rows):
         return lesson
     question = digest(rows.digest, str(lesson.layout), state_digest(lesson.teacher))
     asked, known = _REMEMBERED.get(owner, ("", ()))
     if asked == question:
         return replace(lesson, known=known)
-    some = answers_of(lesson.teacher, rows, rows.evenly(size), lesson.layout)
+    some = answers_of(lesson.teacher, rows, rows.evenly(SHOWN), lesson.layout)
     if sum(answer.nbytes for answer in some) / len(some[0]) * len(rows) > BYTES_OF_ANSWERS:
         return lesson
     known = answers_of(lesson.teacher, rows, np.arange(len(rows)), lesson.layout)

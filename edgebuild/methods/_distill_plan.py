@@ -74,14 +74,16 @@ class Settings:
     """What all trainings have in common.
 
     Attributes:
-        batch_size: rows a step.
+        batch_size: rows a step, beside those that a light step gets in addition.
         learning_rate: its highest, for networks with BatchNorm; the others take a tenth.
         temperature: softens the classes of teacher and student.
         label_weight: the share of the labels in the loss, where they are class ids that the
             teacher knows.
         feature_weight: the weight of intermediate features that have the same shape in both.
-        varied_share: the share of a batch of images that is varied for the teacher to label.
-        most_passes: only in trainings that pass more often than this over the same images.
+        light_step: a step of no more floating-point operations than this gets as many images
+            again, varied for the teacher to label: calling the operators takes as long.
+        most_passes: trainings that pass more often than this over the same images vary half of
+            each batch, however long a step takes.
         looks: how often the validation split is looked at, the first time before any training.
         patience: looks without a better score after which training ends.
     """
@@ -91,7 +93,7 @@ class Settings:
     temperature: float = 2.0
     label_weight: float = 0.5
     feature_weight: float = 1.0
-    varied_share: float = 0.5
+    light_step: float = 4e9
     most_passes: int = 20
     looks: int = 11
     patience: int = 8

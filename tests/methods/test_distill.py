@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from small_build import failing, images, network, workload
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO, Specimen, samples
 
 from edgebuild import Workload
@@ -411,20 +412,62 @@ def test_in_the_end_statistics_are_those_of_many_batches_at_once() -> None:
     assert norm.momentum == 0.1
 
 
-def test_a_step_is_the_same_whatever_came_before_it() -> None:
+@pytest.mark.parametrize(
+    ("light_step", "plain"),
+    [
+        # 16 images in 100 batches of 32 come up often enough for half of each to be varied.
+        (0.0, 16),
+        # A network as small as this one gets as many varied ones again.
+        (QUICK.light_step, 32),
+    ],
+)
+def test_a_step_is_the_same_whatever_came_before_it(light_step: float, plain: int) -> None:
     given_workload = workload()
     with data.open_rows(given_workload.calibration, given_workload.example, "a test's") as rows:
         lesson = open_lesson(
-            given_workload.network, disturbed(given_workload.network), rows, Plan(100), QUICK
+            *(given_workload.network, disturbed(given_workload.network), rows, Plan(100)),
+            replace(QUICK, light_step=light_step),
         )
-        # 16 images in 100 batches of 32 come up often enough to be varied.
-        assert lesson.varied_rows == 16
+        assert (lesson.batch_size, lesson.varied_rows) == (2 * plain, plain)
         (first,) = lesson.batch(7)[1]
         lesson.batch(3)
         assert torch.equal(lesson.batch(7)[1][0], first)
-        plain, _ = lesson.batch(7)
-        assert torch.equal(first[:16], rows.take(plain[:16])[0])
-        assert not torch.equal(first[16:], rows.take(plain[16:])[0])
+        numbers, _ = lesson.batch(7)
+        assert torch.equal(first[:plain], rows.take(numbers[:plain])[0])
+        assert not torch.equal(first[plain:], rows.take(numbers[plain:])[0])
+
+
+def test_only_networks_that_are_light_get_more_images() -> None:
+    given_workload = workload()
+    network = given_workload.network
+    with data.open_rows(given_workload.calibration, given_workload.example, "a test's") as rows:
+        with FlopCounterMode(display=False) as counter:
+            network(*rows.take(np.arange(1)))
+        # Student and teacher are alike: forward and backward, twice the rows, and the teacher once.
+        step = 32 * (2 * 3 + 1) * counter.get_total_flops()
+        sizes = [
+            open_lesson(
+                network, disturbed(network), rows, Plan(1), replace(QUICK, light_step=limit)
+            ).batch_size
+            for limit in (step, step - 1)
+        ]
+    # Of the 16 images, none twice where they are not varied.
+    assert sizes == [64, 16]
+
+
+def test_of_varied_images_the_teacher_is_asked_and_of_others_remembered() -> None:
+    given_workload = workload()
+    network = given_workload.network
+    with data.open_rows(given_workload.calibration, given_workload.example, "a test's") as rows:
+        asked = open_lesson(
+            network, disturbed(network), rows, Plan(9), replace(QUICK, feature_weight=0.0)
+        )
+        assert asked.varied_rows == 32
+        remembered = with_known_answers(asked, network)
+        assert len(remembered.known[0]) == len(rows)
+        student = disturbed(network)
+        first, second = (one.loss(student, 4).item() for one in (asked, remembered))
+        assert first == pytest.approx(second, rel=1e-4)
 
 
 def test_what_the_teacher_said_is_remembered_exactly() -> None:
