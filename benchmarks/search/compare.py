@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 # The minutes of each search, surveys not counted: more where a step of training is longer.
 MINUTES = {
     "vehicles": 3.0,
-    "solar_cells": 5.0,
+    "solar_cells": 8.0,
     "pneumonia": 0.5,
     "sentences": 1.0,
     "pedestrians": 0.75,
