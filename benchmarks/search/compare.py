@@ -38,8 +38,8 @@ MINUTES = {
     "pedestrians": 0.75,
 }
 # The point at which speeds are compared; half of it where many samples leave few doubts, since test
-# data think less of what others chose, and twice as much where a standard error is a point.
-DROP, DROPS = "1 %", {"vehicles": "0.5 %", "solar_cells": "2 %"}
+# data think less of what others chose.
+DROP, DROPS = "1 %", {"vehicles": "0.5 %"}
 RESULTS = HERE.parent / "results" / "search.json"
 
 

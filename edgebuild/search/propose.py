@@ -142,7 +142,7 @@ def next_shapes(
     `by_rounding` tells which share of an attempt's divergence quantization is believed to cause.
     """
     best = _on_frontier(attempts)
-    promising = [one for one in best if _drop(one) <= WITHIN_REACH]
+    promising = [one for one in _promising(attempts) if _drop(one) <= WITHIN_REACH]
     # First what keeps the budget, then what comes next to it; of equals the fastest.
     for attempt in sorted(promising, key=lambda one: one.trial.verdict.overrun)[:PROMISING]:
         yield from _longer(attempt, training)
@@ -299,6 +299,33 @@ def _on_frontier(attempts: Sequence[Attempt]) -> list[Attempt]:
         (attempt for attempt in attempts if id(attempt.trial) in found),
         key=lambda attempt: speed(attempt.trial),
     )
+
+
+def _promising(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """What nothing surpasses that was trained no longer, the fastest first.
+
+    What was trained for longer does not speak against a shape. Each shape stands for itself once:
+    as it was trained the longest, in the format that is fastest then.
+    """
+    longest: dict[object, int] = {}
+    for attempt in attempts:
+        cut = _cut(attempt.proposal)
+        longest[cut] = max(longest.get(cut, 0), steps_of(attempt.proposal))
+    found: dict[object, Attempt] = {}
+    for steps in set(longest.values()):
+        rivals = [one for one in attempts if steps_of(one.proposal) <= steps]
+        for attempt in _on_frontier(rivals):
+            cut = _cut(attempt.proposal)
+            if steps_of(attempt.proposal) == steps == longest[cut]:
+                # Of the whole network, each way to round it.
+                found.setdefault(cut or id(attempt), attempt)
+    return sorted(found.values(), key=lambda attempt: speed(attempt.trial))
+
+
+def _cut(proposal: Proposal) -> Shape:
+    """What is left of the network, however it was trained and rounded."""
+    ways = ("distill", "round")
+    return tuple((part, c) for part, c in proposal.reshaped if c.method not in ways)
 
 
 def _drop(attempt: Attempt) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from small_search import CHANNELS, linear, menu, narrowed, seconds, tried
 
@@ -9,6 +11,7 @@ from edgebuild.search.explain import explain
 from edgebuild.search.learn import Beliefs
 from edgebuild.search.plan import Limits, Menu, appraise, fastest, offers_of, plan, settle, whole
 from edgebuild.search.propose import (
+    PROMISING,
     Attempt,
     Proposal,
     first_shapes,
@@ -150,6 +153,37 @@ def test_where_something_is_wished_the_nearest_student_is_tried(menus: dict[str,
 def test_what_is_beaten_is_not(menus: dict[str, Menu]) -> None:
     proposals = following(menus, attempt(0.95, 1e-6), attempt(0.93, 1e-5, steps=100))
     assert all("400 steps" not in str(proposal.reshaped) for proposal in proposals)
+
+
+def test_what_was_trained_for_longer_does_not_speak_against_others(menus: dict[str, Menu]) -> None:
+    def longer(steps: int) -> list[int]:
+        other = Proposal("a test's", "onnx", ((STUDENT.part, STUDENT.choice),))
+        trained = replace(other, reshaped=(*other.reshaped, (NETWORK, TRAINING.choice(steps))))
+        rival = Attempt(trained, tried(0.95, 1e-6))
+        found = following(menus, rival, attempt(0.93, 1e-5, steps=100))
+        return [steps_of(one) for one in found if set(SHAPE) < set(one.reshaped)]
+
+    assert 400 in longer(200)
+    assert 400 not in longer(100)
+
+
+def test_a_shape_is_trained_longer_once_whatever_its_formats(menus: dict[str, Menu]) -> None:
+    shapes = [((Part(f"layers.{n}", PartKind.CHANNELS), SHAPE[0][1]),) for n in range(PROMISING)]
+    attempts = [
+        Attempt(
+            Proposal("a test's", format, (*shape, (NETWORK, TRAINING.choice(100)))),
+            tried(0.9 + number / 100, (number + 1 + late) * 1e-6),
+        )
+        for number, shape in enumerate(shapes)
+        for format, late in (("onnx", 0.0), ("tflite", -0.1))
+    ]
+    found = {one.reshaped for one in following(menus, *attempts) if steps_of(one) == 400}
+    assert found >= {(*shape, (NETWORK, TRAINING.choice(400))) for shape in shapes}
+
+
+def test_what_fared_worse_after_more_steps_is_left(menus: dict[str, Menu]) -> None:
+    attempts = attempt(0.95, 1e-6, steps=100), attempt(0.94, 1.1e-6, steps=200)
+    assert all(steps_of(one) <= 200 for one in following(menus, *attempts))
 
 
 def test_training_ends_at_the_most_steps_that_there_is_time_for(menus: dict[str, Menu]) -> None:
