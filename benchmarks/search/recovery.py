@@ -41,6 +41,7 @@ HERE = Path(__file__).parent
 WORKLOADS = ("vehicles", "pneumonia", "solar_cells")
 RESULTS = HERE.parent / "results" / "recovery.json"
 FORMAT = "onnx"
+# Nobody has labeled varied images.
 LABELS = Distill(label_weight=1.0, feature_weight=0.0, light_step=0.0)
 # How a student is trained: by whom, and on which grid; and in what it is exported then.
 LESSONS: Mapping[str, tuple[Distill | None, str, tuple[Precision, ...]]] = {

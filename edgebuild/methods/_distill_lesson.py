@@ -74,6 +74,11 @@ class Lesson:
     varied_rows: int
     known: Tensors = ()
 
+    @property
+    def plain_rows(self) -> int:
+        """The rows of a batch that are not varied; they come first."""
+        return self.batch_size - self.varied_rows
+
     def loss(self, student: nn.Module, step: int) -> Tensor:
         """How far the student is from the teacher, and from the labels, on the step's batch."""
         numbers, inputs = self.batch(step)
@@ -100,7 +105,7 @@ class Lesson:
         numbers = batch_numbers(step, self.batch_size, len(self.rows), self.plan.seed)
         inputs = self.rows.take(numbers)
         if self.varied_rows:
-            plain = self.batch_size - self.varied_rows
+            plain = self.plain_rows
             changed = varied(inputs, seeded(self.plan.seed, 1, step))
             inputs = tuple(
                 torch.cat((tensor[:plain], other[plain:]))
@@ -111,7 +116,7 @@ class Lesson:
     def _taught(self, numbers: np.ndarray, inputs: Tensors) -> Sequence[Tensor]:
         if not self.known:
             return leaves(self.teacher(*inputs))
-        plain = self.batch_size - self.varied_rows
+        plain = self.plain_rows
         known = [answers[torch.from_numpy(numbers[:plain])] for answers in self.known]
         if not self.varied_rows:
             return known
@@ -121,7 +126,7 @@ class Lesson:
     def _surprise(self, answer: Tensor, numbers: np.ndarray) -> Tensor:
         assert self.labeled is not None
         assert self.rows.labels is not None
-        plain = self.batch_size - self.varied_rows
+        plain = self.plain_rows
         class_ids = torch.from_numpy(self.rows.labels[numbers[:plain]].astype(np.int64)).flatten()
         return self.outputs[self.labeled].surprise(answer[:plain], class_ids)
 
@@ -139,7 +144,7 @@ def open_lesson(
         answers = tuple(leaves(teacher(*shown)))
     outputs = tuple(read_output(answer, rows.has_class_ids) for answer in answers)
     work = _work(student, shown), _work(teacher, shown)
-    compares = settings.feature_weight > 0 and work[0] >= FEATURES_FROM * work[1]
+    compares = settings.feature_weight > 0 and 0 < FEATURES_FROM * work[1] <= work[0]
     features = shared_features(teacher, student, shown, MOST_FEATURES) if compares else {}
     size, varied_rows = _batch(rows, work, plan, settings)
     is_labeled = settings.label_weight > 0 and rows.has_class_ids and varied_rows < size
@@ -184,8 +189,8 @@ def with_known_answers(lesson: Lesson, owner: nn.Module) -> Lesson:
 
     The answers are remembered for as long as the owner lives, of whom the teacher is a copy.
     """
-    rows, plain = lesson.rows, lesson.batch_size - lesson.varied_rows
-    if lesson.features or lesson.plan.steps * plain < len(rows):
+    rows = lesson.rows
+    if lesson.features or lesson.plan.steps * lesson.plain_rows < len(rows):
         return lesson
     question = digest(rows.digest, str(lesson.layout), state_digest(lesson.teacher))
     asked, known = _REMEMBERED.get(owner, ("", ()))

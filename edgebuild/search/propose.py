@@ -237,7 +237,7 @@ def _finer(attempt: Attempt, attempts: Sequence[Attempt], training: Training) ->
     tried = {c for one in attempts for c in _roundings(one.proposal, proposal)}
     for rounding in training.roundings:
         if rounding not in tried and (" int4" in rounding.option) == (grid == "int4"):
-            shape = tuple((part, c) for part, c in proposal.reshaped if c.method != "round")
+            shape = _without(proposal.reshaped, "round")
             yield named(replace(proposal, reshaped=(*shape, (NETWORK, rounding))))
             break
     steps = steps_of(proposal) or training.first_steps(proposal.work)
@@ -262,9 +262,7 @@ def _sparser(attempt: Attempt, zeros: Sequence[Offer]) -> Iterator[Proposal]:
 
 def _roundings(other: Proposal, proposal: Proposal) -> Iterator[Choice]:
     """How another proposal rounds, if that is all that it does otherwise."""
-    own, others = (
-        {place for place in one.reshaped if place[1].method != "round"} for one in (proposal, other)
-    )
+    own, others = (set(_without(one.reshaped, "round")) for one in (proposal, other))
     if own == others and other.format == proposal.format:
         yield from (choice for _, choice in other.reshaped if choice.method == "round")
 
@@ -289,8 +287,11 @@ def steps_of(proposal: Proposal) -> int:
 
 def _with(shape: Shape, choice: Choice) -> Shape:
     """The shape with its training replaced."""
-    others = tuple((part, c) for part, c in shape if c.method != choice.method)
-    return (*others, (NETWORK, choice))
+    return (*_without(shape, choice.method), (NETWORK, choice))
+
+
+def _without(shape: Shape, *methods: str) -> Shape:
+    return tuple((part, choice) for part, choice in shape if choice.method not in methods)
 
 
 def _on_frontier(attempts: Sequence[Attempt]) -> list[Attempt]:
@@ -324,8 +325,7 @@ def _promising(attempts: Sequence[Attempt]) -> list[Attempt]:
 
 def _cut(proposal: Proposal) -> Shape:
     """What is left of the network, however it was trained and rounded."""
-    ways = ("distill", "round")
-    return tuple((part, c) for part, c in proposal.reshaped if c.method not in ways)
+    return _without(proposal.reshaped, "distill", "round")
 
 
 def _drop(attempt: Attempt) -> float:
