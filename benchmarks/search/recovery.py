@@ -29,6 +29,7 @@ from edgebuild.methods.distill import Distill
 from edgebuild.report.terminal import Bars, stderr
 from edgebuild.search.case import Case, open_case
 from edgebuild.search.measure import outputs_of
+from edgebuild.search.reshape import reshaped_network
 from edgebuild.search.uniform import exporters_of, uniform
 from edgebuild.vocabulary.contracts import Device, Progress, Workplace
 from edgebuild.vocabulary.errors import EdgebuildError
@@ -115,7 +116,7 @@ def _rows(
     """The scores of one student, in every precision that it is exported in."""
     begun = time.monotonic()
     settings, grid, precisions = LESSONS[lesson]
-    network, student = _student(case)
+    network, student = _student(case, progress)
     if settings is not None:
         choice = Choice("distill", f"{steps} steps{grid}, seed {seed}")
         network = settings.apply(network, {NETWORK: choice}, case.lesson, Workplace(progress))
@@ -134,14 +135,13 @@ def _rows(
         }
 
 
-def _student(case: Case) -> tuple[nn.Module, str]:
+def _student(case: Case, progress: Progress) -> tuple[nn.Module, str]:
     """The middling one of the students that are offered, as the search begins with."""
     method = catalog.method("student")
     _, runtime = next(exporters_of(case.target, [FORMAT]))
     offers = list(method.offers(case.lesson, runtime))
     offer = offers[len(offers) // 2]
-    network = method.apply(case.workload.network, {offer.part: offer.choice}, case.lesson)
-    return network, offer.choice.option
+    return reshaped_network(case, [(offer.part, offer.choice)], progress), offer.choice.option
 
 
 def _score(case: Case, network: nn.Module, precision: Precision, device: Device) -> float:

@@ -66,7 +66,7 @@ XNNPACK = (
 ALIKE = {
     **dict.fromkeys(CONVERSIONS, "conversion"),
     **dict.fromkeys(("RELU", "RELU6", "RELU_0_TO_1", "RELU_N1_TO_1"), "clamp"),
-    **{"SUM": "MEAN", "STRIDED_SLICE": "SLICE", "PADV2": "PAD", "EXPAND_DIMS": "RESHAPE"},
+    **{"SUM": "MEAN", "STRIDED_SLICE": "SLICE", "EXPAND_DIMS": "RESHAPE"},
 }
 
 

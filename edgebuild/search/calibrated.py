@@ -16,9 +16,7 @@ from edgebuild.vocabulary.calibration import Load, NetworkSample, ProbedRuntime
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.units import Bytes, Seconds
 
-# A microsecond more or less is no news of a kernel that takes few.
-BLUR = 2e-6
-# Shorter kernels are not told apart by clocks that tick in microseconds.
+# A microsecond more or less is no news of a kernel that takes few: clocks tick in them.
 TICK = 1e-6
 SHORTEST = 5e-8
 # From so many samples on, what the line leaves over is learned from the shapes.
@@ -41,7 +39,7 @@ IN_COMMON = 0.3
 UNEXPLAINED = 0.04
 # A network that touches so many bytes finds none of its weights in the caches any more; which of
 # them it is on a device, its own timings tell.
-SIZES = (1e6, 2e6, 4e6, 8e6, 16e6, 32e6, 64e6)
+SIZES = (1e6, 2e6, 4e6, 8e6, 16e6, 32e6, 64e6, 128e6)
 # An interval holds nine of ten truths with a margin: so many standard deviations.
 WIDE = 2.0
 # A class that was never probed, or hardly, may be off by a factor of e.
@@ -80,7 +78,7 @@ class _Class:
         if self.process is None:
             return max(base, SHORTEST)
         more = self.process.at(_features(work))
-        return max((base + BLUR) * math.exp(more) - BLUR, SHORTEST)
+        return max((base + TICK) * math.exp(more) - TICK, SHORTEST)
 
 
 @dataclass(frozen=True)
@@ -305,14 +303,16 @@ class _Calls:
 
 
 def _terms(work: KernelWork, missed: float) -> np.ndarray:
-    """1, multiply-accumulates, bytes of weights, those that no cache holds, and of activations.
+    """1, missed, multiply-accumulates, bytes of weights, those missed, and of activations.
 
-    Constants of what is no layer are read as activations are.
+    What no cache holds costs by the byte, and once: code is read, and the first of what is read
+    ahead waited for. Constants of what is no layer are read as activations are.
     """
     carried = work.read + work.written
     if work.macs == 0:
-        return np.array([1.0, 0.0, 0.0, 0.0, work.weights + carried])
-    return np.array([1.0, work.macs, work.weights, missed * work.weights, carried])
+        return np.array([1.0, 0.0, 0.0, 0.0, 0.0, work.weights + carried])
+    missing = missed * work.weights
+    return np.array([1.0, missed, work.macs, work.weights, missing, carried])
 
 
 def _features(work: KernelWork) -> np.ndarray:
@@ -326,7 +326,7 @@ def _features(work: KernelWork) -> np.ndarray:
 
 
 def _line(samples: Sequence[_Sample]) -> _Class:
-    """t0 + a · macs + b · weights + c · missed + d · activations, by least relative squares.
+    """The sum of `_terms`, each times a factor, by least relative squares.
 
     Nothing is negative, and what lies astray counts less.
     """
@@ -335,16 +335,16 @@ def _line(samples: Sequence[_Sample]) -> _Class:
     sizes = np.maximum(terms.max(axis=0), 1e-30)
     # Each kernel counts by the larger of what it took and what is expected: by what it took alone,
     # one that was taken for another, and took next to nothing, would bend the line to nothing.
-    work = np.maximum(terms[:, 1] if terms[:, 1].any() else terms[:, -1], 1.0)
+    work = np.maximum(terms[:, 2] if terms[:, 2].any() else terms[:, -1], 1.0)
     expected = work * float(np.median(seconds / work))
     for _ in range(ROUNDS):
-        astray = np.abs(np.log((seconds + BLUR) / (expected + BLUR)))
+        astray = np.abs(np.log((seconds + TICK) / (expected + TICK)))
         weights = np.minimum(1, ASTRAY / np.maximum(astray, 1e-9))
         weights /= np.maximum(np.maximum(seconds, expected), TICK)
         found, _ = nnls(terms / sizes * weights[:, None], seconds * weights)
         line = found / sizes
         expected = terms @ line
-    ratios = np.log((seconds + BLUR) / (terms @ line + BLUR))
+    ratios = np.log((seconds + TICK) / (terms @ line + TICK))
     # Of few samples the line goes through most, and says nothing of how far it is off.
     few = FEW / math.sqrt(len(samples))
     error = max(float(np.sqrt(np.mean(ratios**2))), few)
@@ -390,7 +390,7 @@ def _beside(samples: Sequence[_Sample], line: _Class) -> list[_Sample]:
     """Each kernel once, with how far it lies beside the line, hot and cold on average."""
     along = np.array([_terms(work, missed) for work, missed, _ in samples]) @ line.line
     seconds = np.array([taken for _, _, taken in samples])
-    residuals = np.log((seconds + BLUR) / (along + BLUR))
+    residuals = np.log((seconds + TICK) / (along + TICK))
     times = 2 if samples[0][0].macs else 1
     means = residuals.reshape(-1, times).mean(axis=1)
     return [

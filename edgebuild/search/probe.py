@@ -68,10 +68,12 @@ class ProbeNetwork:
 # Convolutions have no kernels of their own in the dynamic precisions, or slow ones.
 IMAGE = (Precision.FP32, Precision.INT8_STATIC)
 NETWORKS = (
-    *(ProbeNetwork(f"images-{n}", lambda draw: image_blocks(draw, 10), IMAGE) for n in range(6)),
+    *(ProbeNetwork(f"images-{n}", lambda draw: image_blocks(draw, 11), IMAGE) for n in range(6)),
     *(ProbeNetwork(f"tokens-{n}", lambda draw: token_blocks(draw, 10)) for n in range(3)),
     ProbeNetwork("few rows", lambda draw: row_blocks(draw, 3)),
     ProbeNetwork("rows", lambda draw: row_blocks(draw, 10)),
+    # More weights than caches hold, or hold in INT8 alone: beside the others it tells their size.
+    ProbeNetwork("many rows", lambda draw: row_blocks(draw, 40), IMAGE),
     ProbeNetwork("tiny", lambda draw: tiny_blocks(draw, 15)),
 )
 

@@ -245,7 +245,7 @@ def image_blocks(draw: random.Random, count: int) -> list[Block]:
     """Blocks of convolutions, each kind in turn, in drawn shapes."""
     makers = (
         *(_inverted, _residual, _gated, _pooled, _joined, _classified, _gray, _stem),
-        *(_detecting, _shuffled),
+        *(_detecting, _shuffled, _padded),
     )
     return [_fitting(makers[number % len(makers)], draw) for number in range(count)]
 
@@ -429,6 +429,15 @@ def _shuffled(draw: random.Random) -> Block | None:
     if not _is_fit(7 * width**2 * side**2, 2 * width * side**2):
         return None
     return Block(Shuffled(width), _image(2 * width, side))
+
+
+def _padded(draw: random.Random) -> Block | None:
+    """A strided layer as TensorFlow pads it: below and to the right alone."""
+    inputs, width, side = _width(draw, 3, 96), _width(draw, 8, 128), 2 * draw.randrange(8, 113)
+    if not _is_fit(9 * inputs * width * (side / 2) ** 2, max(inputs, width / 4) * side**2):
+        return None
+    layers = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(inputs, width, 3, 2), _act(draw))
+    return Block(layers, _image(inputs, side))
 
 
 def _row(draw: random.Random) -> Block | None:

@@ -140,3 +140,17 @@ def test_what_a_call_carries_takes_time() -> None:
     works = [work(rng) for _ in range(5)]
     more = found.network(works, Load(2, Bytes(10**7))).seconds - found.network(works, LOAD).seconds
     assert more == pytest.approx(copying * 10**7, rel=0.2)
+
+
+def test_what_a_cold_kernel_waits_for_does_not_count_where_caches_hold_the_network() -> None:
+    rng, waits = np.random.default_rng(0), 20e-6
+    small = [replace(one, macs=one.macs // 1000) for one in (work(rng) for _ in range(200))]
+    networks = []
+    for number in range(8):
+        one = network(f"{number}", small[10 * number :][: 2 + 3 * number])
+        cold = [replace(kernel, cold=Seconds(kernel.hot + waits)) for kernel in one.kernels]
+        networks.append(replace(one, kernels=tuple(cold)))
+    found = predictor(ProbedRuntime("litert", "litert 1", 1, tuple(networks)))
+    unseen = small[-20:]
+    told = sum(found.kernel(one, around=0.0)[0] for one in unseen)
+    assert told == pytest.approx(sum(map(truth, unseen)), rel=0.1)
