@@ -33,6 +33,7 @@ LAYER = re.compile(
 )
 BUILTIN_CONVERSIONS = {"QUANTIZE", "DEQUANTIZE", "CAST"}
 RUNS = 5
+TICK = 1e-6
 LOOK_UPS = ("EMBEDDING_LOOKUP", "GATHER")
 
 
@@ -79,8 +80,17 @@ class Litert:
     ) -> Iterator[KernelSample]:
         events = profiled(_litert_profile, artifact, samples, device, (), threads, effort)
         works = works_of(artifact.path, [name for name, *_ in events])
-        for (name, _, hot, cold), work in zip(events, works, strict=True):
+        for (name, is_delegated, *runs), work in zip(events, works, strict=True):
+            hot, cold = map(_centered, runs) if is_delegated else runs
             yield KernelSample(name, work, typical(hot), typical(cold))
+
+
+def _centered(runs: Sequence[float]) -> list[float]:
+    """XNNPACK counts whole microseconds: in the middle between those that are told and the next.
+
+    Of what took less than one, nothing is known.
+    """
+    return [seconds + TICK / 2 if seconds else 0.0 for seconds in runs]
 
 
 Event = tuple[str, bool, float]

@@ -38,8 +38,8 @@ ASTRAY = 0.2
 IN_COMMON = 0.3
 UNEXPLAINED = 0.04
 # A network that touches so many bytes finds none of its weights in the caches any more; which of
-# them it is on a device, its own timings tell.
-SIZES = (1e6, 2e6, 4e6, 8e6, 16e6, 32e6, 64e6, 128e6)
+# them it is on a device, its own timings tell. No network of the probe touches more.
+SIZES = (1e6, 2e6, 4e6, 8e6, 16e6, 32e6, 64e6)
 # An interval holds nine of ten truths with a margin: so many standard deviations.
 WIDE = 2.0
 # A class that was never probed, or hardly, may be off by a factor of e.

@@ -34,7 +34,7 @@ from edgebuild.search.propose import (
 from edgebuild.search.reshape import reshaped_program
 from edgebuild.search.sensitivity import sensitivity
 from edgebuild.search.survey import Survey, survey
-from edgebuild.search.training import Training
+from edgebuild.search.training import CUT_DEEPLY, STEPS, Training
 from edgebuild.search.uniform import exporters_of, fitted, uniform_recipes
 from edgebuild.vocabulary.contracts import Device, Progress
 from edgebuild.vocabulary.errors import EdgebuildError, MethodFailed, told
@@ -42,6 +42,7 @@ from edgebuild.vocabulary.offer import Offer
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.trial import Trial
+from edgebuild.vocabulary.units import format_time
 from edgebuild.vocabulary.verdict import Status
 
 # Without a time that was asked for, a search works until the budget is kept, and at most so long.
@@ -304,7 +305,14 @@ class Rounds:
         least = min((self.wishes.seconds or PATIENCE) * LEAST_SHARE, left * LAST_SHARE)
         first, most = max(left * FIRST_SHARE, least), left * MOST_SHARE
         step = self._step and self._step * self._pace
-        return replace(untrained, first=first, most=most, step=step)
+        training = replace(untrained, first=first, most=most, step=step)
+        if step and not self.volumes and not training.is_possible:
+            taken = format_time(training.seconds(STEPS[0], CUT_DEEPLY))
+            self.progress.say(
+                f"[yellow]nothing is trained: {STEPS[0]} steps with a quarter of the network take "
+                f"{taken}, which is too much of the time; give more --minutes"
+            )
+        return training
 
     @property
     def _pace(self) -> float:

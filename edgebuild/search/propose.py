@@ -109,7 +109,8 @@ def first_shapes(
     yield from _between(menus, places, limits, training, beliefs)
     # Students come with the largest first.
     for offer in students[len(students) // (4 if places is BEFORE else 2) :][:1]:
-        yield from _realized(menus, [offer], training)
+        if training.is_possible:
+            yield from _realized(menus, [offer], training)
 
 
 def _between(
@@ -155,7 +156,8 @@ def next_shapes(
     for wished in wishes:
         latency = max(wished, least)
         yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
-    yield from _another_student(menus, students, attempts, wishes, training)
+    if training.is_possible:
+        yield from _another_student(menus, students, attempts, wishes, training)
 
 
 def _planned(
@@ -163,7 +165,10 @@ def _planned(
 ) -> Iterator[Proposal]:
     """One plan for the first format's costs; the others get the same network."""
     first = next(iter(menus.values()))
-    found = plan(first, limits, beliefs.weight) or nearest(first, limits)
+    # Losses of other families than quantization count less where training takes from them.
+    recovering = training.is_possible
+    found = plan(first, limits, beliefs.weight) if recovering else plan(first, limits)
+    found = found or nearest(first, limits)
     offers = offers_of(first, found.reshaped)
     yield from _realized(menus, offers, training)
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from edgebuild.vocabulary.offer import Choice
 
-# Few lengths, so that what was trained once is found again.
-STEPS = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)
-# After fewer steps than this, large networks told nothing: their scores were still falling. A first
+# Few lengths, so that what was trained once is found again. Fewer steps ruin what they begin with.
+STEPS = (100, 200, 400, 800, 1600, 3200, 6400, 12800)
+# After fewer steps than this, large networks told little: their scores were still falling. A first
 # training is as long if there is time for it at all.
 TELLING = 200
 # What a step takes beside the student, as a share of one with the whole network: mostly the
@@ -16,6 +16,8 @@ TELLING = 200
 TEACHER = 0.15
 # What is small on a device is not as small in training, where operators are called one by one.
 LEAST_WORK = 0.05
+# What a network that is cut deeply computes, as a share of the whole one.
+CUT_DEEPLY = 0.25
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,13 @@ class Training:
     seed: int = 0
     roundings: tuple[Choice, ...] = ()
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether there is time to train a network that is cut deeply."""
+        return self.first_steps(CUT_DEEPLY) > 0
+
     def first_steps(self, work: float) -> int:
-        """How many steps a network is trained for at first; 0 where nothing may be trained.
+        """How many steps a network is trained for at first; 0 where there is no time for any.
 
         `work` is what it computes, as a share of the whole network.
         """
@@ -60,5 +67,5 @@ class Training:
     def _steps(self, seconds: float, work: float) -> int:
         if self.step is None:
             return 0
-        lengths = [steps for steps in STEPS if self.seconds(steps, work) <= seconds]
-        return max(lengths, default=STEPS[0])
+        lengths = (steps for steps in STEPS if self.seconds(steps, work) <= seconds)
+        return max(lengths, default=0)

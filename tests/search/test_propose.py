@@ -85,9 +85,14 @@ def test_what_is_changed_is_trained_and_what_is_not_is_not(menus: dict[str, Menu
         assert methods == [] or methods[-1] == "distill"
 
 
-def test_nothing_is_trained_where_nothing_can_be(menus: dict[str, Menu]) -> None:
-    for proposal in first(menus, training=Training()):
-        assert all(choice.method != "distill" for _, choice in proposal.reshaped)
+@pytest.mark.parametrize("training", [Training(), Training(first=10.0, most=40.0, step=2.0)])
+def test_where_nothing_can_be_trained_nothing_is_proposed_that_needs_it(
+    menus: dict[str, Menu], training: Training
+) -> None:
+    found = first(menus, training=training)
+    assert found
+    for proposal in found:
+        assert not {choice.method for _, choice in proposal.reshaped} & {"distill", "student"}
 
 
 def test_a_student_is_proposed(menus: dict[str, Menu]) -> None:
