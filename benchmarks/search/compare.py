@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 MINUTES = {
     "vehicles": 3.0,
     "solar_cells": 8.0,
-    "pneumonia": 0.5,
+    "pneumonia": 2.0,
     "sentences": 1.0,
     "pedestrians": 3.0,
 }
