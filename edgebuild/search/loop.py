@@ -246,7 +246,7 @@ class Rounds:
         beliefs = found.beliefs
         priced = {name: believed(menu, name, beliefs) for name, menu in found.menus.items()}
         stages: tuple[Callable[[], Iterator[Proposal]], ...] = (
-            lambda: opening(priced, limits, training, beliefs),
+            lambda: opening(found.attempts, priced, limits, training, beliefs),
             lambda: first_shapes(
                 *(found.attempts, priced, survey.students, limits, training, beliefs)
             ),

@@ -27,8 +27,9 @@ from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.verdict import Status
 
-# Where the first plans lie between the fastest network and the whole one, in the logarithm: the
-# very first in the middle, and then on both sides of it. All lie beyond it where it lost so little
+# Where the first plans lie between the fastest network and the unchanged one in the fastest
+# precision that loses little, in the logarithm: the very first in the middle, and then on both
+# sides of it. All lie beyond it where it lost so little
 # score that slower ones could hardly gain any, and before it where it lost too much.
 OPENING, AROUND, BEYOND, BEFORE = 0.45, (0.2, 0.7), (0.2, 0.0), (0.7,)
 LITTLE, MUCH = 0.01, 0.04
@@ -85,10 +86,14 @@ def _wholly(attempt: Attempt) -> float:
 
 
 def opening(
-    menus: Mapping[str, Menu], limits: Limits, training: Training, beliefs: Beliefs
+    attempts: Sequence[Attempt],
+    menus: Mapping[str, Menu],
+    limits: Limits,
+    training: Training,
+    beliefs: Beliefs,
 ) -> Iterator[Proposal]:
     """One plan in every format: it tells how fast each really is, before more is made in it."""
-    yield from _between(menus, (OPENING,), limits, training, beliefs)
+    yield from _between(attempts, menus, (OPENING,), limits, training, beliefs)
 
 
 def first_shapes(
@@ -106,7 +111,7 @@ def first_shapes(
     opened = [one for one in attempts if one.proposal.reshaped and not one.trial.failure]
     lost = min(map(_drop, opened), default=LITTLE)
     places = BEYOND if lost < LITTLE else AROUND if lost <= MUCH else BEFORE
-    yield from _between(menus, places, limits, training, beliefs)
+    yield from _between(attempts, menus, places, limits, training, beliefs)
     # Students come with the largest first.
     for offer in students[len(students) // (4 if places is BEFORE else 2) :][:1]:
         if training.is_possible:
@@ -114,6 +119,7 @@ def first_shapes(
 
 
 def _between(
+    attempts: Sequence[Attempt],
     menus: Mapping[str, Menu],
     places: Iterable[float],
     limits: Limits,
@@ -122,6 +128,9 @@ def _between(
 ) -> Iterator[Proposal]:
     menu = next(iter(menus.values()))
     low, high = fastest(menu).latency, whole(menu).latency
+    unchanged = [one for one in attempts if not one.proposal.reshaped and not one.trial.failure]
+    # What is slower than a precision that loses little has nothing to offer.
+    high = min([high, *(speed(one.trial) for one in unchanged if _drop(one) < LITTLE)])
     for place in places:
         between = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
         latency = max(min(between, limits.latency), low * (1 + GAP))

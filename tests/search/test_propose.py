@@ -111,10 +111,22 @@ def following(menus: dict[str, Menu], *attempts: Attempt) -> list[Proposal]:
     return list(next_shapes(attempts, menus, Limits(), TRAINING, Beliefs()))
 
 
+def opened(menus: dict[str, Menu], *attempts: Attempt) -> list[Proposal]:
+    return list(opening(attempts, menus, Limits(), TRAINING, Beliefs()))
+
+
 def test_the_opening_is_one_network_in_every_format(menus: dict[str, Menu]) -> None:
-    proposals = list(opening(menus, Limits(), TRAINING, Beliefs()))
+    proposals = opened(menus)
     assert [proposal.format for proposal in proposals] == ["onnx", "tflite"]
     assert len({proposal.reshaped for proposal in proposals}) == 1
+
+
+def test_the_opening_is_faster_than_a_precision_that_loses_little(menus: dict[str, Menu]) -> None:
+    usual = opened(menus)[0].latency
+    quick = Proposal("int8-static", "onnx")
+    good, bad = (Attempt(quick, tried(score, usual)) for score in (0.999, 0.9))
+    assert opened(menus, good)[0].latency < 0.9 * usual
+    assert opened(menus, bad)[0].latency == usual
 
 
 def test_beyond_a_frontier_that_loses_little_something_bolder_is_planned(
