@@ -76,7 +76,7 @@ def _goals(rows: Sequence[Row]) -> Iterator[str]:
             if row["system"] == "joint" and row["score_lost"] <= POINTS
         ]
         tried = sum(row["system"] == "joint" for row in group)
-        fastest = statistics.fmean(kept) if kept else float("nan")
+        fastest = statistics.fmean(kept) if kept else 0.0
         whole = [
             row["latency_ratio"]
             for row in group
@@ -87,8 +87,8 @@ def _goals(rows: Sequence[Row]) -> Iterator[str]:
             _ratio(joint, single),
             _ratio(joint, _mean(group, "hypervolume", PAIR)),
             _ratio(joint, _mean(group, "hypervolume", "random")),
-            f"{fastest:.2f} ({len(kept)} of {tried} seeds)",
-            _ratio(fastest, max(whole, default=1.0)),
+            f"{fastest:.2f} ({len(kept)} of {tried} seeds)" if kept else f"– (0 of {tried} seeds)",
+            _ratio(fastest, max(whole, default=1.0)) if kept else "–",
         ]
         yield f"| {' | '.join(cells)} |"
     yield ""
