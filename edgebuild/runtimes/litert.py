@@ -17,7 +17,7 @@ from edgebuild.runtimes._litert_work import works_of
 from edgebuild.runtimes._profiled import profiled
 from edgebuild.samples import StoredSamples
 from edgebuild.vocabulary.artifact import Arithmetic, Artifact, KernelRun
-from edgebuild.vocabulary.calibration import KernelSample, ProfileEffort, typical
+from edgebuild.vocabulary.calibration import TICK, KernelSample, ProfileEffort, typical
 from edgebuild.vocabulary.contracts import Device
 from edgebuild.vocabulary.errors import DeviceError
 from edgebuild.vocabulary.units import Seconds
@@ -33,7 +33,6 @@ LAYER = re.compile(
 )
 BUILTIN_CONVERSIONS = {"QUANTIZE", "DEQUANTIZE", "CAST"}
 RUNS = 5
-TICK = 1e-6
 LOOK_UPS = ("EMBEDDING_LOOKUP", "GATHER")
 
 

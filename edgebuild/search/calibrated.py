@@ -12,12 +12,11 @@ import numpy as np
 from scipy.optimize import nnls
 
 from edgebuild.vocabulary.artifact import KernelWork
-from edgebuild.vocabulary.calibration import Load, NetworkSample, ProbedRuntime
+from edgebuild.vocabulary.calibration import TICK, Load, NetworkSample, ProbedRuntime
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.units import Bytes, Seconds
 
-# A microsecond more or less is no news of a kernel that takes few: clocks tick in them.
-TICK = 1e-6
+# What a kernel takes at least, though the clock shows nothing.
 SHORTEST = 5e-8
 # From so many samples on, what the line leaves over is learned from the shapes.
 ENOUGH = 20

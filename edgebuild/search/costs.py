@@ -17,6 +17,7 @@ from edgebuild.cache import Cache, digest, this_machine
 from edgebuild.search.layers import layer_runs, resized
 from edgebuild.search.probe_network import NOTHING, Timing, time_layers
 from edgebuild.vocabulary.artifact import KernelRun
+from edgebuild.vocabulary.calibration import TICK
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.offer import LayerShape, weights
 from edgebuild.vocabulary.precision import LayerKind, Precision
@@ -32,8 +33,6 @@ LAYERS_AT_ONCE = 50
 NUMBERS_AT_ONCE = 50_000_000
 WIDTHS = (1.0, 0.5, 0.25)
 TIMING = TypeAdapter(Timing)
-# The runtimes' clocks tick in microseconds: nothing shorter is told apart.
-TICK = 1e-6
 
 
 def measure_costs(

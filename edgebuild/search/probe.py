@@ -72,7 +72,7 @@ NETWORKS = (
     *(ProbeNetwork(f"tokens-{n}", lambda draw: token_blocks(draw, 10)) for n in range(3)),
     ProbeNetwork("few rows", lambda draw: row_blocks(draw, 3)),
     ProbeNetwork("rows", lambda draw: row_blocks(draw, 10)),
-    # More weights than caches hold, or hold in INT8 alone: beside the others it tells their size.
+    # About as many weights as caches hold: beside the others it tells their size.
     ProbeNetwork("many rows", lambda draw: row_blocks(draw, 40), IMAGE),
     ProbeNetwork("tiny", lambda draw: tiny_blocks(draw, 15)),
 )

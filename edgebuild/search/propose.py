@@ -29,8 +29,8 @@ from edgebuild.vocabulary.verdict import Status
 
 # Where the first plans lie between the fastest network and the unchanged one in the fastest
 # precision that loses little, in the logarithm: the very first in the middle, and then on both
-# sides of it. All lie beyond it where it lost so little
-# score that slower ones could hardly gain any, and before it where it lost too much.
+# sides of it. All lie beyond it where it lost so little score that slower ones could hardly gain
+# any, and before it where it lost too much.
 OPENING, AROUND, BEYOND, BEFORE = 0.45, (0.2, 0.7), (0.2, 0.0), (0.7,)
 LITTLE, MUCH = 0.01, 0.04
 # How much faster than the fastest network on the frontier a bolder one is to be.

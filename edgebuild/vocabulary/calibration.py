@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from edgebuild.vocabulary.artifact import KernelWork
 from edgebuild.vocabulary.units import Bytes, Seconds
 
+# The runtimes' clocks tick in microseconds: nothing shorter is told apart.
+TICK = Seconds(1e-6)
+
 
 @dataclass(frozen=True)
 class ProfileEffort:
