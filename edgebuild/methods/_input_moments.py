@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgebuild.cache import Cache
-from edgebuild.methods._own_layers import Layer, OwnLayer, Tensors, run, watching
+from edgebuild.methods._own_layers import Layer, OwnLayer, Tensors, own_layers, run, watching
+from edgebuild.methods._subject import Subject
 from edgebuild.samples import StoredSamples, store_split
 from edgebuild.vocabulary.errors import MethodFailed
 from edgebuild.vocabulary.workload import Workload
@@ -21,6 +23,8 @@ from edgebuild.vocabulary.workload import Workload
 # Patches of a large image are much alike: so many of each sample tell enough.
 MOST_PATCHES = 1024
 BYTES_OF_MOMENTS = 1e9
+# What is kept for a next change of the same network.
+BYTES_TO_KEEP = 2.5e8
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,42 @@ def second_moments(
     Raises:
         MethodFailed: a layer that no sample reaches.
     """
-    for group in _fitting_memory(layers):
-        yield from _moments(network, group, samples).items()
+    for group in _fitting_memory(layers, BYTES_OF_MOMENTS):
+        found = _moments(network, group, samples)
+        yield from ((path, _reached(path, found)) for path in group)
+
+
+def kept_moments(
+    workload: Workload, layers: Mapping[str, OwnLayer], paths: Container[str], limit: int
+) -> Iterator[tuple[str, Tensor]]:
+    """The `second_moments` of the workload's own network at the paths among the layers.
+
+    A search changes that network at one layer after the other, and asks anew every time: layers
+    that fit into memory together are seen together, and kept until others are asked for.
+
+    Raises:
+        InvalidWorkload: an empty split, or a sample that is not shaped like the example.
+        MethodFailed: a layer that no sample reaches.
+    """
+    subject = Subject(workload.network, workload)
+    for group in _fitting_memory(layers, BYTES_TO_KEEP):
+        for path in group:
+            if path in paths:
+                yield path, _reached(path, _kept(subject, tuple(group), limit))
+
+
+@lru_cache(maxsize=1)
+def _kept(subject: Subject, paths: tuple[str, ...], limit: int) -> Mapping[str, Tensor]:
+    workload = subject.workload
+    layers = own_layers(workload.network, workload.example)
+    with calibration(workload, limit) as samples:
+        return _moments(workload.network, {path: layers[path] for path in paths}, samples)
+
+
+def _reached(path: str, found: Mapping[str, Tensor]) -> Tensor:
+    if path not in found:
+        raise MethodFailed(f"{path}: no calibration sample goes through it")
+    return found[path]
 
 
 def patches(layer: Layer, value: Tensor) -> Tensor:
@@ -81,12 +119,12 @@ def patches(layer: Layer, value: Tensor) -> Tensor:
     return found.transpose(1, 2).flatten(0, 1)
 
 
-def _fitting_memory(layers: Mapping[str, OwnLayer]) -> Iterator[dict[str, OwnLayer]]:
+def _fitting_memory(layers: Mapping[str, OwnLayer], most: float) -> Iterator[dict[str, OwnLayer]]:
     group: dict[str, OwnLayer] = {}
     held = 0
     for path, layer in layers.items():
         size = 8 * layer.patch**2
-        if group and held + size > BYTES_OF_MOMENTS:
+        if group and held + size > most:
             yield group
             group, held = {}, 0
         group[path] = layer
@@ -98,12 +136,12 @@ def _fitting_memory(layers: Mapping[str, OwnLayer]) -> Iterator[dict[str, OwnLay
 def _moments(
     network: nn.Module, layers: Mapping[str, OwnLayer], samples: Samples
 ) -> dict[str, Tensor]:
+    """Those of the layers that samples reach."""
     moments = {path: _Moment(layer.patch) for path, layer in layers.items()}
-    chance = torch.Generator().manual_seed(0)
     ahead: set[str] = set()
 
     def see(path: str, value: Tensor) -> None:
-        moments[path].add(_some(patches(layers[path].module, value), chance))
+        moments[path].add(patches(layers[path].module, value))
         ahead.discard(path)
         if not ahead:
             raise _SeenEnough
@@ -113,10 +151,7 @@ def _moments(
             ahead.update(layers)
             with suppress(_SeenEnough):
                 run(network, inputs)
-    for path, moment in moments.items():
-        if not moment.count:
-            raise MethodFailed(f"{path}: no calibration sample goes through it")
-    return {path: moment.mean() for path, moment in moments.items()}
+    return {path: moment.mean() for path, moment in moments.items() if moment.count}
 
 
 class _Moment:
@@ -126,8 +161,11 @@ class _Moment:
         self.count = 0
         self._total = torch.zeros(size, size, dtype=torch.float64)
         self._waiting: list[Tensor] = []
+        # A chance of its own: which layers are seen together changes nothing.
+        self._chance = torch.Generator().manual_seed(0)
 
     def add(self, rows: Tensor) -> None:
+        rows = _some(rows, self._chance)
         self.count += len(rows)
         self._waiting.append(rows)
         if sum(map(len, self._waiting)) >= MOST_PATCHES:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-import torch
 from torch import nn
 
 from edgebuild.methods._blocks import Block, find_blocks, skip
@@ -22,6 +21,7 @@ from edgebuild.methods._prune_importance import Criterion, Scores, importance
 from edgebuild.methods._prune_moments import Moments, second_moments
 from edgebuild.methods._prune_refit import refit
 from edgebuild.methods._prune_widths import least_important
+from edgebuild.methods._subject import Subject
 from edgebuild.vocabulary.errors import told
 from edgebuild.vocabulary.workload import Workload
 
@@ -95,7 +95,7 @@ class Anatomy:
 
 def anatomy(network: nn.Module, workload: Workload) -> Anatomy:
     """What of a network can be removed; nothing of one that cannot be traced."""
-    return _studied(_Subject(network, workload))
+    return _studied(Subject(network, workload))
 
 
 def shrunk(
@@ -110,7 +110,7 @@ def shrunk(
 
     `kept` has the units by the groups' paths; importance is computed on `samples` samples.
     """
-    subject = _Subject(network, workload)
+    subject = Subject(network, workload)
     found = _studied(subject)
     if not kept:
         return found.without((), blocks)
@@ -120,32 +120,10 @@ def shrunk(
     return found.without(removal, blocks, _seen(subject, samples))
 
 
-class _Subject:
-    """A network and its data as a key: equal only as long as no tensor has changed."""
-
-    def __init__(self, network: nn.Module, workload: Workload) -> None:
-        self.network, self.workload = network, workload
-        tensors = [*network.named_parameters(), *network.named_buffers()]
-        state = tuple((name, tensor.data_ptr(), _version(tensor)) for name, tensor in tensors)
-        data = tuple(map(id, workload.example)), id(workload.calibration)
-        self._key = id(network), state, data
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Subject) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-
-def _version(tensor: torch.Tensor) -> int:
-    """Counts the changes in place; tensors made in inference mode have no such counter."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
 # A search asks for every offer and applies many of them to one network. What is remembered keeps
 # the key's objects alive, so that their ids stay their own.
 @lru_cache(maxsize=2)
-def _studied(subject: _Subject) -> Anatomy:
+def _studied(subject: Subject) -> Anatomy:
     network, example = subject.network, subject.workload.example
     try:
         samples = batch(rows_of(subject.workload.calibration, PROOF_SAMPLES))
@@ -174,14 +152,14 @@ def _spelled_out(network: nn.Module, samples: Inputs) -> nn.Module:
 
 
 @lru_cache(maxsize=2)
-def _seen(subject: _Subject, samples: int) -> Moments:
+def _seen(subject: Subject, samples: int) -> Moments:
     found = _studied(subject)
     rows = rows_of(subject.workload.calibration, samples)
     return second_moments(found.network, found.groups.values(), rows)
 
 
 @lru_cache(maxsize=4)
-def _scored(subject: _Subject, criterion: Criterion, samples: int) -> Scores:
+def _scored(subject: Subject, criterion: Criterion, samples: int) -> Scores:
     found = _studied(subject)
     rows = rows_of(subject.workload.calibration, samples)
     groups = list(found.groups.values())

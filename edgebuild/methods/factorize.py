@@ -17,7 +17,7 @@ from edgebuild.methods._factorize_forms import (
     is_lighter,
     regularized,
 )
-from edgebuild.methods._input_moments import calibration, second_moments
+from edgebuild.methods._input_moments import calibration, kept_moments, second_moments
 from edgebuild.methods._own_layers import (
     Layer,
     OwnLayer,
@@ -105,15 +105,23 @@ class Factorize:
         forms = {path: _form(layer, choice) for path, (layer, choice) in layers.items()}
         own = {path: layer for path, (layer, _) in layers.items()}
         changed = copy.deepcopy(network).eval()
-        with (
-            calibration(workload, self.samples) as samples,
-            workplace.progress.step("Factorizing", total=len(own)) as step,
-        ):
-            for path, moment in second_moments(network, own, samples):
+        with workplace.progress.step("Factorizing", total=len(own)) as step:
+            for path, moment in self._moments(network, own, workload):
                 thin = factorized(own[path], forms[path], regularized(moment))
                 changed.set_submodule(path, thin)
                 step.advance(path)
         return changed
+
+    def _moments(
+        self, network: nn.Module, own: Mapping[str, OwnLayer], workload: Workload
+    ) -> Iterator[tuple[str, Tensor]]:
+        if network is workload.network:
+            every = own_layers(network, workload.example)
+            able = {path: every[path] for path in _large(every) if every[path].shape.groups == 1}
+            yield from kept_moments(workload, {**able, **own}, own, self.samples)
+            return
+        with calibration(workload, self.samples) as samples:
+            yield from second_moments(network, own, samples)
 
 
 def _large(layers: Mapping[str, OwnLayer]) -> list[str]:

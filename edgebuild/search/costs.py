@@ -113,16 +113,32 @@ def _write(path: Path, timing: Timing) -> None:
 
 
 def _batches(places: Sequence[Place]) -> Iterator[tuple[list[LayerShape], Precision]]:
-    """Layers of one precision, as many as go into one network."""
-    for precision in dict.fromkeys(precision for _, precision in places):
-        batch: list[LayerShape] = []
-        for shape in (shape for shape, chosen in places if chosen is precision):
-            numbers = sum(map(_numbers, [*batch, shape]))
-            if len(batch) == LAYERS_AT_ONCE or (batch and numbers > NUMBERS_AT_ONCE):
-                yield batch, precision
-                batch = []
-            batch.append(shape)
-        yield batch, precision
+    """Layers of one precision, as many as go into one network.
+
+    The same layers come in each of their precisions: the float network that the exporters start
+    from is then converted once for all of them.
+    """
+    precisions: dict[LayerShape, tuple[Precision, ...]] = {}
+    for shape, precision in places:
+        precisions[shape] = (*precisions.get(shape, ()), precision)
+    alike: dict[frozenset[Precision], list[LayerShape]] = {}
+    for shape, chosen in precisions.items():
+        alike.setdefault(frozenset(chosen), []).append(shape)
+    for shapes in alike.values():
+        for batch in _networks(shapes):
+            yield from ((batch, precision) for precision in precisions[batch[0]])
+
+
+def _networks(shapes: Sequence[LayerShape]) -> Iterator[list[LayerShape]]:
+    """As many at a time as go into one network."""
+    batch: list[LayerShape] = []
+    for shape in shapes:
+        numbers = sum(map(_numbers, [*batch, shape]))
+        if len(batch) == LAYERS_AT_ONCE or (batch and numbers > NUMBERS_AT_ONCE):
+            yield batch
+            batch = []
+        batch.append(shape)
+    yield batch
 
 
 def _numbers(shape: LayerShape) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -30,7 +30,13 @@ from edgebuild.methods._factorize_forms import (
     is_lighter,
     regularized,
 )
-from edgebuild.methods._input_moments import calibration, patches, second_moments
+from edgebuild.methods._input_moments import (
+    Samples,
+    calibration,
+    kept_moments,
+    patches,
+    second_moments,
+)
 from edgebuild.methods._own_layers import (
     OwnLayer,
     own_layers,
@@ -475,6 +481,40 @@ def test_the_moment_is_the_mean_over_all_patches(monkeypatch: pytest.MonkeyPatch
     assert at_once.keys() == one_by_one.keys() == {"0", "3", "6"}
     for path, moment in at_once.items():
         assert torch.equal(one_by_one[path], moment)
+
+
+def test_layers_of_one_network_are_seen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many changes are tried, and whichever layers are kept in memory together."""
+    network, images = small()
+    workload = workload_of(network, images[0], images, images)
+    seen: list[list[str]] = []
+    original = _input_moments._moments
+
+    def counted(network: nn.Module, layers: Mapping[str, OwnLayer], samples: Samples) -> object:
+        seen.append(list(layers))
+        return original(network, layers, samples)
+
+    monkeypatch.setattr(_input_moments, "_moments", counted)
+    able = own_layers(network, workload.example)
+    together = [dict(kept_moments(workload, able, {"0", "6"}, 64)) for _ in range(3)]
+    assert seen == [list(able)]
+    monkeypatch.setattr(_input_moments, "BYTES_TO_KEEP", 1.0)
+    alone = dict(kept_moments(workload, able, {"0", "6"}, 64))
+    assert alone.keys() == together[0].keys() == {"0", "6"}
+    for path, moment in alone.items():
+        assert torch.equal(together[-1][path], moment)
+
+
+def test_a_network_whose_weights_have_changed_is_seen_anew() -> None:
+    network, images = small()
+    workload = workload_of(network, images[0], images, images)
+    before = Factorize().apply(network, at("6", "rank 4"), workload)
+    with torch.no_grad():
+        network.get_submodule("0").weight.mul_(-2)
+    after = Factorize().apply(network, at("6", "rank 4"), workload)
+    alone = Factorize().apply(copy.deepcopy(network), at("6", "rank 4"), workload)
+    assert not torch.equal(before.get_submodule("6.0").weight, after.get_submodule("6.0").weight)
+    assert torch.equal(alone.get_submodule("6.0").weight, after.get_submodule("6.0").weight)
 
 
 def narrowed(width: int) -> nn.Sequential:

@@ -200,6 +200,23 @@ def test_precisions_are_measured_apart(batches: list[list[LayerShape]], tmp_path
     assert batches == [SMALL, SMALL]
 
 
+def test_the_same_layers_stand_together_in_each_of_their_precisions(
+    batches: list[list[LayerShape]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the float network all precisions start from is converted once."""
+    monkeypatch.setattr(costs_module, "LAYERS_AT_ONCE", 2)
+    shapes = [linear(4, width) for width in range(1, 6)]
+    places = [
+        (shape, precision)
+        for number, shape in enumerate(shapes)
+        for precision in ((FP32, INT8) if number % 2 else (FP32, INT8, Precision.INT8_DYNAMIC))
+    ]
+    found = measure_costs(places, "tflite", RUNTIMES["tflite"], Cache(tmp_path), Silence())
+    assert set(found) == set(places)
+    ternary, pairs = shapes[::2], shapes[1::2]
+    assert batches == [ternary[:2]] * 3 + [ternary[2:]] * 3 + [pairs] * 2
+
+
 def test_what_is_measured_for_other_activations_or_formats_is_measured_anew(
     batches: list[list[LayerShape]], tmp_path: Path
 ) -> None:
