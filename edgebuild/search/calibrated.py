@@ -39,6 +39,9 @@ UNEXPLAINED = 0.04
 # A network that touches so many bytes finds none of its weights in the caches any more; which of
 # them it is on a device, its own timings tell. No network of the probe touches more.
 SIZES = (1e6, 2e6, 4e6, 8e6, 16e6, 32e6, 64e6)
+# Sizes that fit so nearly as well as the best are told apart by noise alone: the largest of them
+# says least of what was not seen.
+AS_GOOD = 1.01
 # An interval holds nine of ten truths with a margin: so many standard deviations.
 WIDE = 2.0
 # A class that was never probed, or hardly, may be off by a factor of e.
@@ -204,7 +207,8 @@ def predictor(probed: ProbedRuntime) -> Predictor:
     """Fits every class of kernels that was probed, and what a call takes beside its kernels."""
     networks = probed.networks
     calls = _Calls.fit(networks)
-    caches = min(SIZES, key=lambda size: _bend(_samples(networks, calls, size)))
+    bends = {size: _bend(_samples(networks, calls, size)) for size in SIZES}
+    caches = max(size for size, bend in bends.items() if bend <= AS_GOOD * min(bends.values()))
     samples = _samples(networks, calls, caches)
     everything = _line([one for each in samples.values() for one in each])
     draft = Predictor(
