@@ -12,11 +12,13 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-# Fetches an sshd, an adbd and what runs ARM64 programs first; `make test` then runs these tests as
-# well.
+# Fetches an sshd, an adbd, what runs ARM64 programs and a compiler for them first; `make test` then
+# runs these tests as well.
 test-devices: $(INSTALLED)
 	$(BIN)/python tests/devices/parts.py
 	$(BIN)/python -m edgebuild.arm64
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[native]'
 	$(BIN)/pytest -rs tests/devices tests/contracts/test_devices.py \
 		tests/bundles/test_arm_proof.py tests/bundles/test_native.py
 
