@@ -181,7 +181,7 @@ def _goals(rows: Sequence[Row], machine: Row) -> Iterator[str]:
     yield "# Whole networks, predicted from a probe of their kernels"
     yield ""
     yield (
-        "Made by `make bench-predictor` from predictor.json: this machine was probed for a minute, "
+        "Made by `make bench-predictor` from predictor.json: this machine was probed, "
         "none of these networks was part of it, and each was measured with the loader in fresh "
         "processes; all on one thread. The machine's load average at the end was "
         f"{machine['load_average']:g}."

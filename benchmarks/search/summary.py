@@ -26,6 +26,9 @@ HEADER = (
 def write_summary(results: Path) -> None:
     """Writes the table and the plot beside the results."""
     rows = json.loads(results.read_text())["rows"]
+    # In whichever order they were run.
+    workloads = list(dict.fromkeys(row["workload"] for row in rows))
+    rows.sort(key=lambda row: workloads.index(row["workload"]))
     parts = [_table(rows), _goals(rows), _whole_int8(rows), _predictions(rows)]
     results.with_suffix(".md").write_text("\n".join(line for part in parts for line in part) + "\n")
     _plot(rows, results.with_suffix(".svg"))

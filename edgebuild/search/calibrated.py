@@ -11,28 +11,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import nnls
 
+from edgebuild.search.kernel_classes import (
+    ENOUGH,
+    SHORTEST,
+    KernelClass,
+    Sample,
+    fitted,
+    line_through,
+)
 from edgebuild.vocabulary.artifact import KernelWork
 from edgebuild.vocabulary.calibration import TICK, Load, NetworkSample, ProbedRuntime
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.units import Bytes, Seconds
 
-# What a kernel takes at least, though the clock shows nothing.
-SHORTEST = 5e-8
-# From so many samples on, what the line leaves over is learned from the shapes.
-ENOUGH = 20
-# Through fewer samples goes no line of their own.
-SOME = 5
-# The longest kernels matter, and what is learned from more of them takes longer to learn.
-MOST = 120
-# How far shapes tell of one another, in standard deviations of all, and what they do not explain.
-LENGTHS, NOISES = (1.0, 2.0, 4.0, 8.0), (0.01, 0.05, 0.2, 1.0)
-LEAST_ERROR = 0.02
-# A factor of three beside the line is not a matter of shapes where nothing else is.
-FAR = 1.1
 # Refits with less weight on networks that are further off than this share.
 ROUNDS, STICKS_OUT = 8, 0.05
-# The same for kernels: some shapes run on kernels of their own.
-ASTRAY = 0.2
 # How alike the errors of a class are within one network, and what no class explains.
 IN_COMMON = 0.3
 UNEXPLAINED = 0.04
@@ -44,15 +37,11 @@ SIZES = (1e6, 2e6, 4e6, 8e6, 16e6, 32e6, 64e6)
 AS_GOOD = 1.01
 # An interval holds nine of ten truths with a margin: so many standard deviations.
 WIDE = 2.0
-# A class that was never probed, or hardly, may be off by a factor of e.
-UNKNOWN, FEW = 1.0, 0.5
+# A class that was never probed may be off by a factor of e.
+UNKNOWN = 1.0
 # An integer kernel that is so much slower than the float one for the same shapes is told, where
 # it is worth so much of the whole, and so many seconds.
 SLOWER, WORTH, LONG = 1.3, 0.02, 1e-5
-
-
-# A kernel's work, the share of its weights that no cache holds, and what it took.
-_Sample = tuple[KernelWork, float, float]
 
 
 @dataclass(frozen=True)
@@ -64,48 +53,6 @@ class Prediction:
     high: Seconds
     unknown: tuple[str, ...] = ()
     slow: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Class:
-    """One class of kernels: a line through its samples, and what the shapes add to it."""
-
-    line: np.ndarray
-    error: float
-    count: int
-    process: _Process | None = None
-
-    def seconds(self, work: KernelWork, missed: float) -> float:
-        base = float(_terms(work, missed) @ self.line)
-        if self.process is None:
-            return max(base, SHORTEST)
-        more = self.process.at(_features(work))
-        return max((base + TICK) * math.exp(more) - TICK, SHORTEST)
-
-
-@dataclass(frozen=True)
-class _Process:
-    """A Gaussian process with a mean of zero: far from what was seen it says nothing.
-
-    Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), algorithm 2.1.
-    """
-
-    seen: np.ndarray
-    mean: np.ndarray
-    spread: np.ndarray
-    length: float
-    weights: np.ndarray
-
-    def at(self, features: np.ndarray) -> float:
-        scaled = (features - self.mean) / self.spread
-        return float(_alike(scaled[None], self.seen, self.length)[0] @ self.weights)
-
-
-def _alike(these: np.ndarray, those: np.ndarray, length: float) -> np.ndarray:
-    """How much two kernels' residuals have in common, by the distance of their shapes."""
-    squares = ((these[:, None] - those[None]) ** 2).sum(axis=2)
-    found: np.ndarray = np.exp(-squares / (2 * length**2))
-    return found
 
 
 @dataclass(frozen=True)
@@ -122,8 +69,8 @@ class Predictor:
         unexplained: how far networks are from the sums of their kernels, as a share.
     """
 
-    classes: Mapping[str, _Class]
-    anything: _Class
+    classes: Mapping[str, KernelClass]
+    anything: KernelClass
     caches: float
     usual: float
     handing: float
@@ -210,9 +157,9 @@ def predictor(probed: ProbedRuntime) -> Predictor:
     bends = {size: _bend(_samples(networks, calls, size)) for size in SIZES}
     caches = max(size for size, bend in bends.items() if bend <= AS_GOOD * min(bends.values()))
     samples = _samples(networks, calls, caches)
-    everything = _line([one for each in samples.values() for one in each])
+    everything = line_through([one for each in samples.values() for one in each])
     draft = Predictor(
-        {kind: _fitted(each, everything) for kind, each in samples.items()},
+        {kind: fitted(each, everything) for kind, each in samples.items()},
         everything,
         caches,
         float(np.median([_around(_works(network)) for network in networks])),
@@ -225,9 +172,9 @@ def predictor(probed: ProbedRuntime) -> Predictor:
 
 def _samples(
     networks: Sequence[NetworkSample], calls: _Calls, caches: float
-) -> dict[str, list[_Sample]]:
+) -> dict[str, list[Sample]]:
     """Every kernel twice: with what its network leaves in the caches, and with nothing there."""
-    found: dict[str, list[_Sample]] = defaultdict(list)
+    found: dict[str, list[Sample]] = defaultdict(list)
     for network in networks:
         missed = _missed(_around(_works(network)), caches)
         for kernel in network.kernels:
@@ -238,10 +185,10 @@ def _samples(
     return found
 
 
-def _bend(samples: Mapping[str, Sequence[_Sample]]) -> float:
+def _bend(samples: Mapping[str, Sequence[Sample]]) -> float:
     """How far layers are from their lines, each class by its share of the time."""
     return sum(
-        _line(each).error * sum(taken for _, _, taken in each)
+        line_through(each).error * sum(taken for _, _, taken in each)
         for each in samples.values()
         if each[0][0].macs and len(each) >= ENOUGH
     )
@@ -303,128 +250,3 @@ class _Calls:
     def own(self, profiled: float) -> float:
         """What a kernel takes within a call that nobody profiles."""
         return max(profiled - self.noting, SHORTEST)
-
-
-def _terms(work: KernelWork, missed: float) -> np.ndarray:
-    """1, missed, multiply-accumulates, bytes of weights, those missed, and of activations.
-
-    What no cache holds costs by the byte, and once: code is read, and the first of what is read
-    ahead waited for. Constants of what is no layer are read as activations are.
-    """
-    carried = work.read + work.written
-    if work.macs == 0:
-        return np.array([1.0, 0.0, 0.0, 0.0, 0.0, work.weights + carried])
-    missing = missed * work.weights
-    return np.array([1.0, missed, work.macs, work.weights, missing, carried])
-
-
-def _features(work: KernelWork) -> np.ndarray:
-    """What a kernel's speed may depend on besides: its sizes, and how vectors fit its widths."""
-    widths = max(work.inputs, 1), max(work.outputs, 1)
-    places = max(work.written / widths[1], 1.0)
-    each = max(work.macs / (places * widths[1]), 1.0)
-    sizes = (*widths, places, each, work.macs, work.weights, work.read, work.written)
-    vectors = [math.log(-(-width // 16) * 16 / width) for width in widths]
-    return np.array([*np.log1p(np.array(sizes, float)), *vectors])
-
-
-def _line(samples: Sequence[_Sample]) -> _Class:
-    """The sum of `_terms`, each times a factor, by least relative squares.
-
-    Nothing is negative, and what lies astray counts less.
-    """
-    terms = np.array([_terms(work, missed) for work, missed, _ in samples])
-    seconds = np.array([taken for _, _, taken in samples])
-    sizes = np.maximum(terms.max(axis=0), 1e-30)
-    # Each kernel counts by the larger of what it took and what is expected: by what it took alone,
-    # one that was taken for another, and took next to nothing, would bend the line to nothing.
-    work = np.maximum(terms[:, 2] if terms[:, 2].any() else terms[:, -1], 1.0)
-    expected = work * float(np.median(seconds / work))
-    for _ in range(ROUNDS):
-        astray = np.abs(np.log((seconds + TICK) / (expected + TICK)))
-        weights = np.minimum(1, ASTRAY / np.maximum(astray, 1e-9))
-        weights /= np.maximum(np.maximum(seconds, expected), TICK)
-        found, _ = nnls(terms / sizes * weights[:, None], seconds * weights)
-        line = found / sizes
-        expected = terms @ line
-    ratios = np.log((seconds + TICK) / (terms @ line + TICK))
-    # Of few samples the line goes through most, and says nothing of how far it is off.
-    few = FEW / math.sqrt(len(samples))
-    error = max(float(np.sqrt(np.mean(ratios**2))), few)
-    return _Class(line, error, len(samples))
-
-
-def _fitted(samples: Sequence[_Sample], everything: _Class) -> _Class:
-    """A line; and where there are enough samples, a Gaussian process of what it leaves over."""
-    if len(samples) < SOME:
-        return _scaled(everything, samples)
-    line = _line(samples)
-    told = _telling(_plausible(_beside(samples, line)))
-    if len(told) < ENOUGH:
-        return line
-    residuals = np.array([beside for _, beside, _ in told])
-    features = np.array([_features(work) for work, _, _ in told])
-    mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-3)
-    seen = (features - mean) / spread
-    tried = [
-        (*_left_out(seen, residuals, length, noise), length)
-        for length in LENGTHS
-        for noise in NOISES
-    ]
-    error, weights, length = min(tried, key=lambda one: one[0])
-    without = float(np.sqrt(np.mean(residuals**2)))
-    if error >= without:
-        return replace(line, error=max(without, LEAST_ERROR))
-    process = _Process(seen, mean, spread, length, weights)
-    return replace(line, error=max(error, LEAST_ERROR), process=process)
-
-
-def _scaled(everything: _Class, samples: Sequence[_Sample]) -> _Class:
-    """The line of all kernels, as steep as the few samples of a class have it."""
-    along = [float(_terms(work, missed) @ everything.line) for work, missed, _ in samples]
-    ratios = [
-        taken / max(base, SHORTEST) for base, (_, _, taken) in zip(along, samples, strict=True)
-    ]
-    line = everything.line * float(np.median(ratios))
-    return _Class(line, FEW / math.sqrt(len(samples)), len(samples))
-
-
-def _beside(samples: Sequence[_Sample], line: _Class) -> list[_Sample]:
-    """Each kernel once, with how far it lies beside the line, hot and cold on average."""
-    along = np.array([_terms(work, missed) for work, missed, _ in samples]) @ line.line
-    seconds = np.array([taken for _, _, taken in samples])
-    residuals = np.log((seconds + TICK) / (along + TICK))
-    times = 2 if samples[0][0].macs else 1
-    means = residuals.reshape(-1, times).mean(axis=1)
-    return [
-        (work, float(mean), taken)
-        for (work, _, taken), mean in zip(samples[::times], means, strict=True)
-    ]
-
-
-def _plausible(beside: Sequence[_Sample]) -> list[_Sample]:
-    """Those that lie near the line, as most do.
-
-    A runtime may run independent operators of one class in another order than the file has them,
-    and says not in which: two that were taken for each other tell nothing.
-    """
-    far = [abs(one[1]) for one in beside]
-    limit = max(FAR, 4 * float(np.median(far)))
-    return [one for one in beside if abs(one[1]) <= limit]
-
-
-def _telling(beside: Sequence[_Sample]) -> list[_Sample]:
-    """The longest kernels, and of the others some from the longest to the shortest."""
-    ordered = sorted(beside, key=lambda one: -one[2])
-    longest, others = ordered[:MOST], ordered[MOST:]
-    step = max(len(others) // (MOST // 3), 1)
-    return [*longest, *others[::step]]
-
-
-def _left_out(
-    seen: np.ndarray, residuals: np.ndarray, length: float, noise: float
-) -> tuple[float, np.ndarray]:
-    """How far each sample is from what all others tell of it (ibid., 5.12), and the weights."""
-    inverse = np.linalg.inv(_alike(seen, seen, length) + noise * np.eye(len(seen)))
-    weights: np.ndarray = inverse @ residuals
-    return float(np.sqrt(np.mean((weights / np.diag(inverse)) ** 2))), weights

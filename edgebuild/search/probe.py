@@ -1,4 +1,4 @@
-"""Probes a device: a minute of small networks, timed kernel by kernel and as a whole."""
+"""Probes a device: small networks, timed kernel by kernel and as a whole."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ PROBED = (
 PROFILED = ProfileEffort(hot=12, cold=4)
 TIMED = Effort(seconds=0.2, count=12)
 # Fresh processes, apart in time: what disturbs one does not disturb all.
-TURNS = 2
+TURNS = 3
 
 
 @dataclass(frozen=True)
@@ -115,18 +115,27 @@ def _runtimes(
     progress: Progress,
     networks: Sequence[ProbeNetwork],
 ) -> Iterator[ProbedRuntime]:
+    runtimes: dict[str, RuntimeFacts] = {}
+    made: list[_Made] = []
     for exporter, runtime in exporters_of(target, catalog.names("exporters")):
-        made = list(_made(exporter, runtime, cache, progress, networks))
-        timed: list[list[NetworkSample]] = [[] for _ in made]
-        version = ""
-        with progress.step(f"Probing {runtime.name}", total=TURNS * len(made)) as step:
-            for _ in range(TURNS):
-                for one, turns in zip(made, timed, strict=True):
-                    sample, version = _timed(one, device, runtime.threads)
-                    turns.append(sample)
-                    step.advance(one.name)
-        samples = tuple(map(undisturbed, timed))
-        yield ProbedRuntime(runtime.name, version, runtime.threads, samples)
+        runtimes[runtime.name] = runtime
+        made += _made(exporter, runtime, cache, progress, networks)
+    timed: list[list[NetworkSample]] = [[] for _ in made]
+    versions: dict[str, str] = {}
+    with progress.step("Probing", total=TURNS * len(made)) as step:
+        # All runtimes in every turn, so that turns lie apart.
+        for _ in range(TURNS):
+            for one, turns in zip(made, timed, strict=True):
+                name = one.artifact.runtime
+                sample, versions[name] = _timed(one, device, runtimes[name].threads)
+                turns.append(sample)
+                step.advance(f"{name} {one.name}")
+    for name, runtime in runtimes.items():
+        own = [
+            turns for one, turns in zip(made, timed, strict=True) if one.artifact.runtime == name
+        ]
+        samples = tuple(map(undisturbed, own))
+        yield ProbedRuntime(name, versions.get(name, ""), runtime.threads, samples)
 
 
 def undisturbed(turns: Sequence[NetworkSample]) -> NetworkSample:

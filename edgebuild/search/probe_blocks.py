@@ -14,7 +14,7 @@ from torch.nn import functional
 
 # Sides of images inside networks, at inputs of 96 to 320 pixels.
 SIDES = (7, 8, 10, 12, 14, 16, 19, 20, 24, 28, 32, 38, 40, 48, 56, 64, 75, 80, 96, 112)
-# What a block may compute and hold, so that a probe ends in a minute on a slow board.
+# What a block may compute and hold, so that a probe ends in minutes on a slow board.
 MOST_MACS = 60e6
 MOST_NUMBERS = 1.2e6
 ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (

@@ -33,6 +33,9 @@ from edgebuild.vocabulary.verdict import Status
 # any, and before it where it lost too much.
 OPENING, AROUND, BEYOND, BEFORE = 0.45, (0.2, 0.7), (0.2, 0.0), (0.7,)
 LITTLE, MUCH = 0.01, 0.04
+# The first plans are at most so many times faster than that precision: of a network whose blocks can
+# all be skipped, the fastest is nothing that could learn.
+DEEPEST = 16.0
 # How much faster than the fastest network on the frontier a bolder one is to be.
 BOLDER = 1.5
 # The precisions of a shape may take so much longer than the fastest ones, to lose less.
@@ -131,6 +134,7 @@ def _between(
     unchanged = [one for one in attempts if not one.proposal.reshaped and not one.trial.failure]
     # What is slower than a precision that loses little has nothing to offer.
     high = min([high, *(speed(one.trial) for one in unchanged if _drop(one) < LITTLE)])
+    low = max(low, high / DEEPEST)
     for place in places:
         between = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
         latency = max(min(between, limits.latency), low * (1 + GAP))
