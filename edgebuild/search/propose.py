@@ -25,6 +25,7 @@ from edgebuild.search.training import Training
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.trial import Trial
+from edgebuild.vocabulary.units import Seconds
 from edgebuild.vocabulary.verdict import Status
 
 # Where the first plans lie between the fastest network and the unchanged one in the fastest
@@ -33,8 +34,8 @@ from edgebuild.vocabulary.verdict import Status
 # any, and before it where it lost too much.
 OPENING, AROUND, BEYOND, BEFORE = 0.45, (0.2, 0.7), (0.2, 0.0), (0.7,)
 LITTLE, MUCH = 0.01, 0.04
-# The first plans are at most so many times faster than that precision: of a network whose blocks can
-# all be skipped, the fastest is nothing that could learn.
+# The first plans are at most so many times faster than that precision: of a network whose blocks
+# can all be skipped, the fastest is nothing that could learn.
 DEEPEST = 16.0
 # How much faster than the fastest network on the frontier a bolder one is to be.
 BOLDER = 1.5
@@ -134,7 +135,7 @@ def _between(
     unchanged = [one for one in attempts if not one.proposal.reshaped and not one.trial.failure]
     # What is slower than a precision that loses little has nothing to offer.
     high = min([high, *(speed(one.trial) for one in unchanged if _drop(one) < LITTLE)])
-    low = max(low, high / DEEPEST)
+    low = max(low, Seconds(high / DEEPEST))
     for place in places:
         between = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
         latency = max(min(between, limits.latency), low * (1 + GAP))
