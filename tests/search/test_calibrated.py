@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 
 from edgebuild.search.calibrated import Predictor, predictor
+from edgebuild.search.kernel_classes import Sample, line_through
 from edgebuild.vocabulary.artifact import KernelWork
-from edgebuild.vocabulary.calibration import KernelSample, Load, NetworkSample, ProbedRuntime
+from edgebuild.vocabulary.calibration import (
+    TICK,
+    KernelSample,
+    Load,
+    NetworkSample,
+    ProbedRuntime,
+)
 from edgebuild.vocabulary.units import Bytes, Seconds
 
 START, MAC, BYTE = 5e-6, 2e-11, 1e-10
@@ -154,3 +161,23 @@ def test_what_a_cold_kernel_waits_for_does_not_count_where_caches_hold_the_netwo
     unseen = small[-20:]
     told = sum(found.kernel(one, around=0.0)[0] for one in unseen)
     assert told == pytest.approx(sum(map(truth, unseen)), rel=0.1)
+
+
+def test_kernels_that_are_too_short_for_the_clock_do_not_bend_the_line() -> None:
+    """A clock of whole microseconds reads nothing where a kernel takes less."""
+    rng, rate = np.random.default_rng(0), 1e-11
+
+    def samples(count: int, low: float, high: float) -> list[Sample]:
+        sizes = [int(10 ** rng.uniform(math.log10(low), math.log10(high))) for _ in range(count)]
+        works = [
+            KernelWork("linear", "int8-static", size, Bytes(size), Bytes(0), Bytes(0), 16, 16)
+            for size in sizes
+        ]
+        return [
+            (one, 0.0, rate * one.weights if one.weights * rate > TICK else 0.0) for one in works
+        ]
+
+    short, long = samples(200, 2e4, 9e4), samples(20, 3e5, 2e6)
+    line = line_through([*short, *long])
+    for one, missed, seconds in long:
+        assert line.seconds(one, missed) == pytest.approx(seconds, rel=0.1)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from small_search import CHANNELS, linear, menu, narrowed, seconds, tried
 
+from edgebuild.search import propose
 from edgebuild.search.explain import explain
 from edgebuild.search.learn import Beliefs
 from edgebuild.search.plan import Limits, Menu, appraise, fastest, offers_of, plan, settle, whole
@@ -77,6 +78,16 @@ def test_what_lost_too_much_at_first_is_followed_by_slower_plans_alone(
         for score in (0.97, 0.7)
     }
     assert quickest[0.7] > quickest[0.97]
+
+
+def test_the_first_plans_are_not_so_fast_that_nothing_could_learn(
+    menus: dict[str, Menu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quickest = {}
+    for deepest in (1.2, 1e6):
+        monkeypatch.setattr(propose, "DEEPEST", deepest)
+        quickest[deepest] = min(one.latency for one in first(menus)[:-2])
+    assert quickest[1.2] > quickest[1e6] * 1.1
 
 
 def test_what_is_changed_is_trained_and_what_is_not_is_not(menus: dict[str, Menu]) -> None:
