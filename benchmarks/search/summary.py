@@ -27,8 +27,7 @@ def write_summary(results: Path) -> None:
     """Writes the table and the plot beside the results."""
     rows = json.loads(results.read_text())["rows"]
     # In whichever order they were run.
-    workloads = list(dict.fromkeys(row["workload"] for row in rows))
-    rows.sort(key=lambda row: workloads.index(row["workload"]))
+    rows = [row for _, group in _groups(rows, "workload") for row in group]
     parts = [_table(rows), _goals(rows), _whole_int8(rows), _predictions(rows)]
     results.with_suffix(".md").write_text("\n".join(line for part in parts for line in part) + "\n")
     _plot(rows, results.with_suffix(".svg"))
@@ -79,19 +78,22 @@ def _goals(rows: Sequence[Row]) -> Iterator[str]:
             if row["system"] == "joint" and row["score_lost"] <= POINTS
         ]
         tried = sum(row["system"] == "joint" for row in group)
-        fastest = statistics.fmean(kept) if kept else 0.0
         whole = [
             row["latency_ratio"]
             for row in group
             if row["system"] in ("runtime-int8", "quantize") and row["score_lost"] <= POINTS
         ]
+        speed, beside_int8 = "–", "–"
+        if kept:
+            fastest = statistics.fmean(kept)
+            speed, beside_int8 = f"{fastest:.2f}", _ratio(fastest, max(whole, default=1.0))
         cells = [
             workload,
             _ratio(joint, single),
             _ratio(joint, _mean(group, "hypervolume", PAIR)),
             _ratio(joint, _mean(group, "hypervolume", "random")),
-            f"{fastest:.2f} ({len(kept)} of {tried} seeds)" if kept else f"– (0 of {tried} seeds)",
-            _ratio(fastest, max(whole, default=1.0)) if kept else "–",
+            f"{speed} ({len(kept)} of {tried} seeds)",
+            beside_int8,
         ]
         yield f"| {' | '.join(cells)} |"
     yield ""

@@ -72,9 +72,9 @@ def second_moments(
 
 
 def kept_moments(
-    workload: Workload, layers: Mapping[str, OwnLayer], paths: Container[str], limit: int
+    workload: Workload, paths: Container[str], limit: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """The `second_moments` of the workload's own network at the paths among the layers.
+    """The `second_moments` of the workload's own network at these paths.
 
     A search changes that network at one layer after the other, and asks anew every time: layers
     that fit into memory together are seen together, and kept until others are asked for.
@@ -84,7 +84,9 @@ def kept_moments(
         MethodFailed: a layer that no sample reaches.
     """
     subject = Subject(workload.network, workload)
-    for group in _fitting_memory(layers, BYTES_TO_KEEP):
+    layers = own_layers(workload.network, workload.example)
+    dense = {path: layer for path, layer in layers.items() if layer.shape.groups == 1}
+    for group in _fitting_memory(dense, BYTES_TO_KEEP):
         for path in group:
             if path in paths:
                 yield path, _reached(path, _kept(subject, tuple(group), limit))

@@ -116,9 +116,7 @@ class Factorize:
         self, network: nn.Module, own: Mapping[str, OwnLayer], workload: Workload
     ) -> Iterator[tuple[str, Tensor]]:
         if network is workload.network:
-            every = own_layers(network, workload.example)
-            able = {path: every[path] for path in _large(every) if every[path].shape.groups == 1}
-            yield from kept_moments(workload, {**able, **own}, own, self.samples)
+            yield from kept_moments(workload, own, self.samples)
             return
         with calibration(workload, self.samples) as samples:
             yield from second_moments(network, own, samples)

@@ -74,7 +74,7 @@ def _menu(
             return predict_layer(shape, precision, case.target, runtime)
 
         return _predicted_menu(case, survey, made, exporter, runtime, layers, offered, predicted)
-    wanted = dict.fromkeys(_shapes_to_measure(survey, offered, runtime))
+    wanted = list(_shapes_to_measure(survey, offered, runtime))
     costs = LayerCosts(measure_costs(wanted, exporter.format, runtime, case.cache, progress))
 
     @functools.cache
