@@ -53,7 +53,7 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt benchmarks/files.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[benchmarks,hf,test]'
+		--editable '.[benchmarks,hf,test,train]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps \
 		--requirement benchmarks/files.txt
 	touch $@

@@ -18,9 +18,10 @@ from runtime_defaults import quantized_by_default
 
 from edgebuild.cache import Cache
 from edgebuild.search.case import Case
+from edgebuild.search.found import Found
 from edgebuild.search.frontier import frontier, halvings
 from edgebuild.search.judge import choose
-from edgebuild.search.loop import Found, Rounds, Wishes, search, try_uniform
+from edgebuild.search.loop import Rounds, Wishes, search, try_uniform
 from edgebuild.search.make import runtime_facts
 from edgebuild.search.measure import Effort, clock, outputs_of
 from edgebuild.search.plan import Menu

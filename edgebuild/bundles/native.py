@@ -144,7 +144,8 @@ def _compiler(machine: str) -> list[str]:
             return [name]
     packages = "gcc" if is_native else f"gcc-{machine.replace('_', '-')}-linux-gnu"
     raise InputError(
-        f"no compiler for {machine} is installed: pip install ziglang, or apt install {packages}"
+        f"no compiler for {machine} is installed: pip install 'edgebuild[native]', or "
+        f"apt install {packages}"
     )
 
 

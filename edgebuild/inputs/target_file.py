@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
-
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    StrictInt,
-    StrictStr,
-    ValidationError,
-)
+from typing import Any
 
 from edgebuild.inputs.calibration_file import read_calibration
+from edgebuild.inputs.target_schema import Profile, Runtime, checked_profile
 from edgebuild.inputs.this_machine import detected_facts
 from edgebuild.inputs.toml_document import Document, Key, Tables
 from edgebuild.vocabulary.calibration import Calibration
-from edgebuild.vocabulary.errors import InvalidQuantity, InvalidTarget, did_you_mean
-from edgebuild.vocabulary.precision import LayerKind, Precision
+from edgebuild.vocabulary.errors import InvalidTarget, did_you_mean
+from edgebuild.vocabulary.precision import LayerKind
 from edgebuild.vocabulary.target import (
-    Activations,
     Budget,
     ComputeFacts,
     DeviceKind,
@@ -34,25 +22,7 @@ from edgebuild.vocabulary.target import (
     RuntimeFacts,
     Target,
 )
-from edgebuild.vocabulary.units import (
-    Bytes,
-    BytesPerSecond,
-    Fraction,
-    Hertz,
-    OperationsPerSecond,
-    Seconds,
-    Watts,
-    format_power,
-    format_size,
-    parse_bandwidth,
-    parse_frequency,
-    parse_power,
-    parse_rate,
-    parse_share,
-    parse_size,
-    parse_throughput,
-    parse_time,
-)
+from edgebuild.vocabulary.units import format_power, format_size
 
 
 def load_target(name_or_path: str | Path) -> Target:
@@ -66,7 +36,7 @@ def load_target(name_or_path: str | Path) -> Target:
     """
     document = Document.read(_file_of(name_or_path))
     tables = _with_detected_facts(document.tables)
-    profile = _checked_profile(document, tables)
+    profile = checked_profile(document, tables)
     _refuse_impossible_facts(document, profile)
     _refuse_impossible_budget(document, profile)
     _refuse_missing_sources(document, tables)
@@ -111,188 +81,7 @@ def _shipped_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "targets"
 
 
-# ---- the tables that a profile may have
-
-
-class _UnusableError(ValueError):
-    """A value that a profile must not have; pydantic collects it."""
-
-
-def _quantity(parse: Callable[[str], float], example: str, *, zero: bool = False) -> PlainValidator:
-    """A text such as the example; above zero, unless zero is a possible value."""
-
-    def read(value: object) -> float:
-        if not isinstance(value, str):
-            raise _UnusableError(
-                f'{value!r} is no quantity: write a text with its unit, as "{example}"'
-            )
-        try:
-            number = parse(value)
-        except InvalidQuantity as error:
-            raise _UnusableError(str(error)) from None
-        except OverflowError:
-            raise _UnusableError(f"{value!r} is too large") from None
-        if number == 0 and not zero:
-            raise _UnusableError(f"{value!r} is not above zero")
-        if number == float("inf"):
-            raise _UnusableError(f"{value!r} is too large")
-        return number
-
-    return PlainValidator(read)
-
-
-def _positive(value: int) -> int:
-    if value < 1:
-        raise _UnusableError(f"{value} is not above zero")
-    return value
-
-
-def _share_of_ram(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _UnusableError(f"{value!r} is no fraction: write a bare number, as 0.7")
-    if not 0 < value <= 1:
-        raise _UnusableError(f"{value!r} is not a fraction above 0 and at most 1")
-    return float(value)
-
-
-def _not_empty(value: str) -> str:
-    if not value.strip():
-        raise _UnusableError("is empty")
-    return value
-
-
-Text = Annotated[StrictStr, AfterValidator(_not_empty)]
-Count = Annotated[StrictInt, AfterValidator(_positive)]
-Size = Annotated[Bytes, _quantity(parse_size, "8 GB")]
-Bandwidth = Annotated[BytesPerSecond, _quantity(parse_bandwidth, "17 GB/s")]
-Clock = Annotated[Hertz, _quantity(parse_frequency, "2.4 GHz")]
-FloatRate = Annotated[OperationsPerSecond, _quantity(parse_throughput, "150 GFLOP/s")]
-IntegerRate = Annotated[OperationsPerSecond, _quantity(parse_throughput, "600 GOP/s")]
-Power = Annotated[Watts, _quantity(parse_power, "3 W")]
-Time = Annotated[Seconds, _quantity(parse_time, "22 ms")]
-PerSecond = Annotated[Hertz, _quantity(parse_rate, "2 /s")]
-Share = Annotated[Fraction, _quantity(parse_share, "1 %", zero=True)]
-RuntimeName = Literal["onnxruntime", "litert"]
-Kernels = tuple[Precision, ...]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", defer_build=True)
-
-
-class _Memory(_Table):
-    ram: Size
-    app_share: Annotated[Fraction, PlainValidator(_share_of_ram)]
-    bandwidth: Bandwidth
-    mapped_share: Annotated[Fraction, PlainValidator(_share_of_ram)] | None = None
-
-
-class _Compute(_Table):
-    isa: Text
-    cores: Count
-    clock: Clock | None = None
-    fp32: FloatRate
-    int8: IntegerRate
-
-
-class _Runtime(_Table):
-    version: Text
-    threads: Count
-    activations: Activations
-    channel_multiple: Count
-    convolution: Kernels = ()
-    depthwise: Kernels = ()
-    transposed: Kernels = ()
-    linear: Kernels = ()
-    recurrent: Kernels = ()
-    embedding: Kernels = ()
-
-
-class _Power(_Table):
-    idle: Power | None = None
-    active: Power | None = None
-
-
-class _Budget(_Table):
-    latency_p99: Time | None = None
-    memory: Size | None = None
-    storage: Size | None = None
-    download: Size | None = None
-    power: Power | None = None
-    rate: PerSecond | None = None
-    accuracy_drop: Share | None = None
-
-
-class _Calibration(_Table):
-    file: Text
-
-
-class _Profile(_Table):
-    title: Text
-    kind: DeviceKind
-    memory: _Memory
-    compute: _Compute
-    runtime: Annotated[dict[RuntimeName, _Runtime], Field(min_length=1)]
-    power: _Power = Field(default_factory=_Power)
-    budget: _Budget = Field(default_factory=_Budget)
-    calibration: _Calibration | None = None
-    sources: dict[str, Text]
-
-
-# ---- checking the tables
-
-
-def _checked_profile(document: Document, tables: Tables) -> _Profile:
-    try:
-        return _Profile.model_validate(tables)
-    except ValidationError as error:
-        # A misspelled key is also a missing one: the misspelling explains both.
-        problems = error.errors(include_url=False)
-        found = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-        key = tuple(part for part in found["loc"] if isinstance(part, str) and part != "[key]")
-        raise document.refusal(key, _reason(key, found)) from None
-
-
-def _reason(key: Key, problem: Mapping[str, Any]) -> str:
-    """Says in our words what pydantic found."""
-    value = problem["input"]
-    match problem["type"]:
-        case "extra_forbidden":
-            return f"unknown key.{did_you_mean(key[-1], _keys_beside(key))}".rstrip(".")
-        case "missing" | "too_short" if key == ("runtime",):
-            return "no runtime: write a table " + " or ".join(
-                f"[runtime.{name}]" for name in get_args(RuntimeName)
-            )
-        case "missing":
-            return "missing key"
-        case "enum" | "literal_error":
-            known = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
-            nearest = did_you_mean(value, known) if isinstance(value, str) else ""
-            return f"{value!r} is not one of {', '.join(known)}.{nearest}".rstrip(".")
-        case "model_type" | "dict_type":
-            return f"{value!r} is not a table"
-        case "int_type":
-            return f"{value!r} is not a whole number: write it bare, without quotes or unit"
-        case "string_type":
-            return f"{value!r} is not a text: write it in quotes"
-        case "tuple_type":
-            return f'{value!r} is not a list, as ["int8-static", "fp32"]'
-    return str(problem["msg"]).removeprefix("Value error, ")
-
-
-def _keys_beside(key: Key) -> Iterable[str]:
-    tables: dict[str, type[_Table]] = {
-        "memory": _Memory,
-        "compute": _Compute,
-        "runtime": _Runtime,
-        "power": _Power,
-        "budget": _Budget,
-        "calibration": _Calibration,
-    }
-    return tables[key[0]].model_fields if len(key) > 1 else _Profile.model_fields
-
-
-def _refuse_impossible_facts(document: Document, profile: _Profile) -> None:
+def _refuse_impossible_facts(document: Document, profile: Profile) -> None:
     memory = profile.memory
     if memory.mapped_share is not None and memory.mapped_share < memory.app_share:
         reason = f"{memory.mapped_share:g} is less than memory.app_share, which counts in it"
@@ -310,7 +99,7 @@ def _refuse_impossible_facts(document: Document, profile: _Profile) -> None:
             raise document.refusal(("runtime", name), reason)
 
 
-def _refuse_impossible_budget(document: Document, profile: _Profile) -> None:
+def _refuse_impossible_budget(document: Document, profile: Profile) -> None:
     budget, memory, power = profile.budget, profile.memory, profile.power
     app_memory = memory.ram * memory.app_share
     if budget.memory is not None and budget.memory > app_memory:
@@ -335,7 +124,7 @@ def _refuse_impossible_budget(document: Document, profile: _Profile) -> None:
         raise document.refusal(("budget", "accuracy_drop"), "is more than 100 %")
 
 
-def _calibration(document: Document, profile: _Profile) -> Calibration | None:
+def _calibration(document: Document, profile: Profile) -> Calibration | None:
     """What a probe of the device has timed, from the file beside the profile."""
     if profile.calibration is None:
         return None
@@ -390,7 +179,7 @@ def _is_sourced(key: Key, sources: Mapping[str, str]) -> bool:
     return any(".".join(key[:length]) in sources for length in range(1, len(key) + 1))
 
 
-def _as_target(name: str, profile: _Profile, calibration: Calibration | None) -> Target:
+def _as_target(name: str, profile: Profile, calibration: Calibration | None) -> Target:
     return Target(
         name=name,
         title=profile.title,
@@ -405,7 +194,7 @@ def _as_target(name: str, profile: _Profile, calibration: Calibration | None) ->
     )
 
 
-def _as_runtime(name: str, table: _Runtime) -> RuntimeFacts:
+def _as_runtime(name: str, table: Runtime) -> RuntimeFacts:
     kernels = {kind: getattr(table, kind) for kind in LayerKind if getattr(table, kind)}
     return RuntimeFacts(
         name=name,

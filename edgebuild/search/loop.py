@@ -12,17 +12,17 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from edgebuild.cache import digest, this_machine
-from edgebuild.catalog import QUANTIZE
 from edgebuild.methods.distill import seconds_per_step
 from edgebuild.search.case import Case
-from edgebuild.search.frontier import halvings, speed
+from edgebuild.search.found import Found, volume
+from edgebuild.search.frontier import speed
 from edgebuild.search.journal import Journal, Round
 from edgebuild.search.judge import choose
-from edgebuild.search.learn import FLOOR, Beliefs, Observation, believed, expected, learn
-from edgebuild.search.make import Made, make
+from edgebuild.search.learn import believed, learn
+from edgebuild.search.make import make
 from edgebuild.search.measure import measure
 from edgebuild.search.menus import menus
-from edgebuild.search.plan import Limits, Menu, Plan, appraise, settle, whole
+from edgebuild.search.plan import Limits, settle, whole
 from edgebuild.search.propose import (
     Attempt,
     Proposal,
@@ -38,7 +38,6 @@ from edgebuild.search.training import CUT_DEEPLY, STEPS, Training
 from edgebuild.search.uniform import exporters_of, fitted, uniform_recipes
 from edgebuild.vocabulary.contracts import Device, Progress
 from edgebuild.vocabulary.errors import EdgebuildError, MethodFailed, told
-from edgebuild.vocabulary.offer import Offer
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.trial import Trial
@@ -69,87 +68,6 @@ class Wishes:
     methods: tuple[str, ...]
     seconds: float | None = None
     seed: int = 0
-
-
-@dataclass
-class Found:
-    """What a search has tried, made and learned so far."""
-
-    attempts: list[Attempt] = field(default_factory=list)
-    made: list[Made] = field(default_factory=list)
-    beliefs: Beliefs = field(default_factory=Beliefs)
-    survey: Survey | None = None
-    menus: dict[str, Menu] = field(default_factory=dict)
-    appraisals: dict[str, Plan | None] = field(default_factory=dict)
-
-    @property
-    def trials(self) -> list[Trial]:
-        return [attempt.trial for attempt in self.attempts]
-
-    def expected(self) -> Iterator[tuple[Attempt, Observation, float, float]]:
-        """Of every planned candidate the latency and the loss that all others let expect."""
-        pairs = list(self.observations())
-        figures = expected([seen for _, seen in pairs])
-        for (attempt, seen), (latency, loss) in zip(pairs, figures, strict=True):
-            yield attempt, seen, latency, loss
-
-    def observations(self) -> Iterator[tuple[Attempt, Observation]]:
-        """What was to be expected and what was measured, of every candidate that was made."""
-        for attempt in self.attempts:
-            figures, appraisal = attempt.trial.figures, self._appraisal(attempt.proposal)
-            if "divergence" in figures and appraisal is not None:
-                yield (
-                    attempt,
-                    Observation(
-                        attempt.proposal.format,
-                        appraisal.latency,
-                        speed(attempt.trial),
-                        appraisal.losses,
-                        figures["divergence"].value,
-                        steps_of(attempt.proposal),
-                        any(chosen.is_integer for chosen in appraisal.precisions.values()),
-                    ),
-                )
-
-    def by_rounding(self, attempt: Attempt) -> float:
-        """Which share of its divergence quantization is believed to cause; all where unknown."""
-        appraisal, figures = self._appraisal(attempt.proposal), attempt.trial.figures
-        if appraisal is None or "divergence" not in figures:
-            return 1.0
-        caused = self.beliefs.weight(QUANTIZE) * appraisal.losses.get(QUANTIZE, 0.0)
-        return caused / max(figures["divergence"].value, FLOOR)
-
-    def _appraisal(self, proposal: Proposal) -> Plan | None:
-        """What the menus say of a proposal; None before there are any, and of other precisions."""
-        menu, key = self.menus.get(proposal.format), repr(_what(proposal))
-        if menu is None or not menu.layers or self.survey is None:
-            return None
-        if key not in self.appraisals:
-            offers = self._offers(menu, proposal)
-            try:
-                self.appraisals[key] = appraise(menu, offers, proposal.precisions)
-            except LookupError:
-                self.appraisals[key] = None
-        return self.appraisals[key]
-
-    def _offers(self, menu: Menu, proposal: Proposal) -> list[Offer]:
-        """What a proposal takes of what was offered, students among it."""
-        students = self.survey.students if self.survey else ()
-        every = [*(weighed.offer for weighed in menu.offers), *students]
-        chosen = set(proposal.reshaped)
-        return [offer for offer in every if (offer.part, offer.choice) in chosen]
-
-    def network(self, proposal: Proposal) -> tuple[object, ...]:
-        """What tells networks apart: their layers, and what is done beside choosing these.
-
-        Pruning and a student may come to the same widths, and so to the same channels.
-        """
-        menu = self.menus.get(proposal.format)
-        offers = self._offers(menu, proposal) if menu else []
-        layers = settle(menu, offers).layers if menu and offers else {}
-        taken = {(offer.part, offer.choice) for offer in offers}
-        others = [place for place in proposal.reshaped if place not in taken]
-        return sorted(layers.items(), key=str), sorted(others)
 
 
 def search(case: Case, wishes: Wishes, device: Device, progress: Progress) -> Found:
@@ -379,24 +297,6 @@ class Rounds:
     def _stands_still(self) -> bool:
         recent = self.volumes[-STILL_ROUNDS - 1 :]
         return len(recent) > STILL_ROUNDS and recent[-1] < recent[0] * (1 + STILL)
-
-
-def volume(case: Case, trials: Sequence[Trial]) -> float:
-    """How often the frontier halves the float network's latency: its hypervolume."""
-    made = [trial for trial in trials if not trial.failure]
-    floats = [speed(trial) for trial in made if trial.recipe.is_float]
-    if not floats:
-        return 0.0
-    points = [
-        (max(trial.figures["accuracy_drop"].value, 0.0), speed(trial) / min(floats))
-        for trial in made
-    ]
-    return halvings(points)
-
-
-def _what(proposal: Proposal) -> tuple[object, ...]:
-    """What tells proposals apart, whatever they are called and expected to come to."""
-    return proposal.format, sorted(proposal.reshaped), sorted(proposal.precisions.items())
 
 
 def _limits(case: Case, found: Found) -> Limits:

@@ -19,12 +19,12 @@ from edgebuild.search.estimate import load_of
 from edgebuild.search.measure import Effort, clock
 from edgebuild.search.probe_blocks import (
     Block,
-    SideBySide,
     image_blocks,
     row_blocks,
     tiny_blocks,
     token_blocks,
 )
+from edgebuild.search.probe_modules import SideBySide
 from edgebuild.search.uniform import exporters_of, uniform
 from edgebuild.vocabulary.artifact import Artifact, KernelWork
 from edgebuild.vocabulary.calibration import (

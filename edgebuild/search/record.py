@@ -21,9 +21,9 @@ from edgebuild.bundles.pack import file_digest
 from edgebuild.cache import LIBRARIES
 from edgebuild.search.case import Case
 from edgebuild.search.explain import explain
+from edgebuild.search.found import Found, volume
 from edgebuild.search.frontier import cheapest, frontier, knee
 from edgebuild.search.judge import choose
-from edgebuild.search.loop import Found, volume
 from edgebuild.search.make import Made, runtime_facts
 from edgebuild.search.prove import Proof
 

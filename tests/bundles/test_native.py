@@ -53,7 +53,8 @@ needs_compiler = pytest.mark.skipif(
 )
 needs_cross_compiler = pytest.mark.skipif(
     not has_compiler("aarch64"),
-    reason="no compiler for ARM64: pip install ziglang, or apt install gcc-aarch64-linux-gnu",
+    reason="no compiler for ARM64: pip install 'edgebuild[native]', "
+    "or apt install gcc-aarch64-linux-gnu",
 )
 Make = Callable[[str, Precision, str], Path]
 

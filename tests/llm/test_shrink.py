@@ -389,6 +389,20 @@ def test_two_processes_learn_what_one_does(trained: Path, text: Path, tmp_path: 
     assert two["distilled"]["kl"] < two["pruned"]["kl"]
 
 
+def test_one_process_needs_no_accelerate(
+    trained: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("accelerate")
+    having = shrink(trained, tmp_path / "having", text, HALF, FEW_STEPS, Silence())
+    monkeypatch.setattr(recover.importlib.util, "find_spec", lambda name: None)
+    lacking = shrink(trained, tmp_path / "lacking", text, HALF, FEW_STEPS, Silence())
+    assert having is not None
+    assert lacking is not None
+    assert having.distilled is not None
+    assert lacking.distilled is not None
+    assert lacking.distilled.kl == pytest.approx(having.distilled.kl, rel=1e-3)
+
+
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
 def test_shares_that_are_none_are_refused(share: float) -> None:
     with pytest.raises(InvalidQuantity, match=r"--heads .*: a share is above 0 and at most 1"):

@@ -19,8 +19,9 @@ from edgebuild.cache import Cache
 from edgebuild.inputs.target_file import load_target
 from edgebuild.search import loop, measure, propose, reshape, training
 from edgebuild.search.case import Case
+from edgebuild.search.found import Found
 from edgebuild.search.judge import choose
-from edgebuild.search.loop import Found, Wishes, search
+from edgebuild.search.loop import Wishes, search
 from edgebuild.search.propose import Proposal
 from edgebuild.search.survey import Survey
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part, PartKind
