@@ -29,6 +29,7 @@ from edgebuild.search.uniform import exporters_of, uniform
 from edgebuild.vocabulary.artifact import Artifact, KernelWork
 from edgebuild.vocabulary.calibration import (
     Calibration,
+    KernelSample,
     Load,
     NetworkSample,
     ProbedRuntime,
@@ -139,19 +140,26 @@ def _runtimes(
 
 
 def undisturbed(turns: Sequence[NetworkSample]) -> NetworkSample:
-    """The fastest that each kernel and the whole were: anything else can only slow them down."""
-    first, *others = turns
-    # What was run in another order in another process cannot be told kernel by kernel.
-    alike = [first, *(turn for turn in others if _order(turn) == _order(first))]
+    """The fastest that each kernel and the whole were: anything else can only slow them down.
+
+    A runtime may run kernels that do not wait for each other in another order in every process, so
+    they are told by what they do. Of turns that ran other kernels than the first, only the whole.
+    """
+    first, *others = map(_by_work, turns)
+    alike = [first, *(turn for turn in others if _works(turn) == _works(first))]
     kernels = tuple(
         replace(each[0], hot=min(one.hot for one in each), cold=min(one.cold for one in each))
-        for each in zip(*(turn.kernels for turn in alike), strict=True)
+        for each in zip(*alike, strict=True)
     )
-    return replace(first, kernels=kernels, seconds=min(turn.seconds for turn in turns))
+    return replace(turns[0], kernels=kernels, seconds=min(turn.seconds for turn in turns))
 
 
-def _order(turn: NetworkSample) -> list[tuple[str, KernelWork]]:
-    return [(kernel.kernel, kernel.work) for kernel in turn.kernels]
+def _by_work(turn: NetworkSample) -> list[KernelSample]:
+    return sorted(turn.kernels, key=lambda kernel: (kernel.kernel, repr(kernel.work)))
+
+
+def _works(kernels: Sequence[KernelSample]) -> list[tuple[str, KernelWork]]:
+    return [(kernel.kernel, kernel.work) for kernel in kernels]
 
 
 def _timed(made: _Made, device: Device, threads: int) -> tuple[NetworkSample, str]:
