@@ -12,6 +12,7 @@ from typing import Any
 
 import llama
 import onnx
+import onnxruntime
 import torch
 from onnx import numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import (
@@ -44,18 +45,19 @@ from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.units import Bytes
 
 CONTEXT = 512
-UNIFORM = "int4-g32-asym"
+BLOCK = 32
+UNIFORM = f"int4-g{BLOCK}-asym"
 BOTH = ("MatMul", "Gather")
 AXES = (("MatMul", 0), ("Gather", 1))
 # onnxruntime's own ways, as its documentation gives them; the table, too, where they can.
 PEERS: Mapping[str, Any] = {
     "onnxruntime RTN, symmetric": DefaultWeightOnlyQuantConfig(
-        block_size=32, is_symmetric=True, op_types_to_quantize=BOTH, quant_axes=AXES
+        block_size=BLOCK, is_symmetric=True, op_types_to_quantize=BOTH, quant_axes=AXES
     ),
     "onnxruntime RTN": DefaultWeightOnlyQuantConfig(
-        block_size=32, is_symmetric=False, op_types_to_quantize=BOTH, quant_axes=AXES
+        block_size=BLOCK, is_symmetric=False, op_types_to_quantize=BOTH, quant_axes=AXES
     ),
-    "onnxruntime HQQ": HQQWeightOnlyQuantConfig(block_size=32),
+    "onnxruntime HQQ": HQQWeightOnlyQuantConfig(block_size=BLOCK),
     "onnxruntime k-quant": KQuantWeightOnlyQuantConfig(),
 }
 
@@ -134,7 +136,12 @@ def qualities(gguf: Path, text_file: Path, folder: Path, progress: Progress) -> 
     floats = _plain_floats(forward, folder / "floats", progress)
     for system, config in PEERS.items():
         progress.say(f"quality, {system}")
-        graph = _quantized(floats, config, folder / "theirs")
+        try:
+            graph = _quantized(floats, config, folder / "theirs")
+        except ValueError as problem:
+            told = {"task": "quality", "system": system, "model": gguf.stem}
+            yield {**told, "error": f"onnxruntime {onnxruntime.__version__}: {problem}"}
+            continue
         size = sum(file.stat().st_size for file in graph.parent.iterdir())
         yield row(system, Decoder(str(graph)), size)
         shutil.rmtree(graph.parent)
@@ -180,7 +187,8 @@ def _quantized(floats: onnx.ModelProto, config: Any, out: Path) -> Path:
     model.CopyFrom(floats)
     if config.algorithm == "DEFAULT":
         config.accuracy_level, config.bits = ACCURACY_LEVEL, 4
-    quantizer = MatMulNBitsQuantizer(model, algo_config=config)
+    # One of the ways has no size of blocks of its own.
+    quantizer = MatMulNBitsQuantizer(model, block_size=BLOCK, algo_config=config)
     quantizer.process()
     made = quantizer.model.model
     for node in made.graph.node:

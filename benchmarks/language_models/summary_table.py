@@ -87,7 +87,8 @@ def _cells(rows: Sequence[Row], columns: Sequence[tuple[str, str, str]]) -> list
     system = rows[0]["system"]
     if reason := next((row["error"] for row in rows if row.get("error")), ""):
         said = f"failed: {reason}".replace("|", "\\|")
-        return [system, said, *[""] * (len(columns) - 1)]
+        told = [_cell(rows, column) for column in columns if column[1] == "model"]
+        return [system, *told, said, *[""] * (len(columns) - len(told) - 1)]
     return [system, *(_cell(rows, column) for column in columns)]
 
 

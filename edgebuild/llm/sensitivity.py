@@ -19,8 +19,8 @@ from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.silence import Silence
 from edgebuild.vocabulary.weight_format import WeightFormat
 
-# Coarse enough to be seen, fine enough that errors still add up.
-COARSE = WeightFormat.parse("int4-g128-asym")
+# Coarse enough to be seen, fine enough that errors still add up; blocks as long as rows allow.
+COARSE = tuple(WeightFormat.parse(f"int4-g{block}-asym") for block in (128, 64, 32, 16))
 # Into how many stretches of depth each kind of matrix is divided.
 STRETCHES = 4
 # Tokens of logits at once.
@@ -51,23 +51,22 @@ def sensitivities(
 ) -> Mapping[str, float]:
     """Nats of KL a token for a relative squared error of one, by the name of a site's tensors.
 
-    Errors are made, and told, without a search for scales. Sites that cannot be rounded so coarsely
-    are left out.
+    Errors are made, and told, without a search for scales. Sites that cannot be rounded are left
+    out.
     """
     forward = reference.forward
-    sites = survey(forward.checkpoint, importances, progress, (COARSE,))
+    sites = survey(forward.checkpoint, importances, progress, COARSE)
     groups: dict[tuple[str, int], list[Site]] = {}
-    for site in sites:
+    for site in filter(lambda site: site.roundings, sites):
         groups.setdefault(_group(site.names[0], forward.network.decoder.layers), []).append(site)
     found: dict[str, float] = {}
     with progress.step("see what errors cost", len(groups)) as bar:
         for group in groups.values():
-            losses = [each.loss for site in group for each in site.roundings]
-            if losses:
-                names = [name for site in group for name in site.names]
-                rounded = replace(forward, rounded=dict.fromkeys(names, COARSE))
-                cost = reference.divergence(rounded) / max(sum(losses), LEAST)
-                found.update(dict.fromkeys(names, max(cost, LEAST)))
+            coarsest = {name: site.roundings[0].layout for site in group for name in site.names}
+            loss = sum(site.roundings[0].loss for site in group)
+            rounded = replace(forward, rounded=coarsest)
+            cost = reference.divergence(rounded) / max(loss, LEAST)
+            found.update(dict.fromkeys(coarsest, max(cost, LEAST)))
             bar.advance()
     return found
 

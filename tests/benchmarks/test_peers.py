@@ -104,5 +104,5 @@ def test_tables_give_reasons_instead_of_figures(tmp_path: Path) -> None:
         line for line in results.with_suffix(".md").read_text().splitlines() if line.startswith("|")
     ]
     assert table[-2].startswith("| edgebuild | m | 1,000 | 9.5 |")
-    assert table[-1].startswith("| other | failed: other 1.0: a \\| b |")
+    assert table[-1].startswith("| other | m | failed: other 1.0: a \\| b |")
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1
