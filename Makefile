@@ -38,7 +38,7 @@ bench-search: $(INSTALLED)
 	$(BIN)/python benchmarks/search/compare.py
 	$(BIN)/python benchmarks/search/recovery.py
 
-# An hour and a half and forty gigabytes of disk; for two of its four tasks Gemma-3-270M. Peers come
+# Three quarters of an hour and forty gigabytes of disk; for two of its four tasks Gemma-3-270M. Peers come
 # from PyPI and npm on first use, into the user's cache.
 bench-llm: $(INSTALLED)
 	$(BIN)/python benchmarks/language_models/llm_comparison.py
