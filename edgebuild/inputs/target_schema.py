@@ -20,10 +20,7 @@ from pydantic import (
 from edgebuild.inputs.toml_document import Document, Key, Tables
 from edgebuild.vocabulary.errors import InvalidQuantity, did_you_mean
 from edgebuild.vocabulary.precision import Precision
-from edgebuild.vocabulary.target import (
-    Activations,
-    DeviceKind,
-)
+from edgebuild.vocabulary.target import Activations, DeviceKind
 from edgebuild.vocabulary.units import (
     Bytes,
     BytesPerSecond,
@@ -169,6 +166,11 @@ class Profile(_Table):
 
 
 def checked_profile(document: Document, tables: Tables) -> Profile:
+    """The tables as a profile, every value in its unit.
+
+    Raises:
+        InvalidTarget: a key that is unknown or missing, or a value that cannot be.
+    """
     try:
         return Profile.model_validate(tables)
     except ValidationError as error:

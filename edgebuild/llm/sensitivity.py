@@ -55,18 +55,19 @@ def sensitivities(
     out.
     """
     forward = reference.forward
-    sites = survey(forward.checkpoint, importances, progress, COARSE)
+    sites = survey(forward.checkpoint, importances, progress, COARSE, most=1)
     groups: dict[tuple[str, int], list[Site]] = {}
-    for site in filter(lambda site: site.roundings, sites):
-        groups.setdefault(_group(site.names[0], forward.network.decoder.layers), []).append(site)
+    for site in sites:
+        if site.roundings:
+            group = _group(site.names[0], forward.network.decoder.layers)
+            groups.setdefault(group, []).append(site)
     found: dict[str, float] = {}
     with progress.step("see what errors cost", len(groups)) as bar:
-        for group in groups.values():
-            coarsest = {name: site.roundings[0].layout for site in group for name in site.names}
-            loss = sum(site.roundings[0].loss for site in group)
-            rounded = replace(forward, rounded=coarsest)
-            cost = reference.divergence(rounded) / max(loss, LEAST)
-            found.update(dict.fromkeys(coarsest, max(cost, LEAST)))
+        for alike in groups.values():
+            coarse = {name: site.roundings[0].layout for site in alike for name in site.names}
+            loss = sum(site.roundings[0].loss for site in alike)
+            cost = reference.divergence(replace(forward, rounded=coarse)) / max(loss, LEAST)
+            found.update(dict.fromkeys(coarse, max(cost, LEAST)))
             bar.advance()
     return found
 

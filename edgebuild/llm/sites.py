@@ -95,11 +95,13 @@ def survey(
     choices: Sequence[WeightFormat] = CHOICES,
     *,
     is_searched: bool = False,
+    most: int | None = None,
 ) -> tuple[Site, ...]:
     """What every choice would lose and take at every site, from a sample of its rows.
 
     Args:
         is_searched: whether scales will be searched for by the importances, too.
+        most: how many of the choices a site gets: the first ones that it can have.
 
     Raises:
         InvalidCheckpoint: a checkpoint that is quantized already.
@@ -114,7 +116,7 @@ def survey(
     with progress.step("see what rounding loses", len(sites)) as bar:
         for weights, names in sites:
             entry = Entry(names[0][0], weights.role, weights.shape, KEPT, (), names[0][1])
-            possible = [layout for layout in choices if _is_possible(weights, layout)]
+            possible = [layout for layout in choices if _is_possible(weights, layout)][:most]
             losses = _losses(checkpoint, entry, importances.of(entry), possible, is_searched)
             roundings = (
                 rounding_of(weights, len(names), layout, loss)

@@ -17,13 +17,7 @@ from edgebuild.capture import capture
 from edgebuild.samples import StoredSamples, store_split
 from edgebuild.search.estimate import load_of
 from edgebuild.search.measure import Effort, clock
-from edgebuild.search.probe_blocks import (
-    Block,
-    image_blocks,
-    row_blocks,
-    tiny_blocks,
-    token_blocks,
-)
+from edgebuild.search.probe_blocks import Block, image_blocks, row_blocks, tiny_blocks, token_blocks
 from edgebuild.search.probe_modules import SideBySide
 from edgebuild.search.uniform import exporters_of, uniform
 from edgebuild.vocabulary.artifact import Artifact, KernelWork
