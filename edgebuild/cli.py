@@ -14,7 +14,6 @@ import typer
 
 from edgebuild.cli_devices import device_app, native, probe
 from edgebuild.cli_llm import (
-    CONTEXT,
     PROMPT,
     Wanted,
     bench_language_model,
@@ -28,7 +27,7 @@ from edgebuild.cli_llm import (
     shrink,
     verify_language_model,
 )
-from edgebuild.cli_options import BREACHED, AsJson, Dist, plain, print_json
+from edgebuild.cli_options import BREACHED, AsJson, Context, Dist, plain, print_json
 from edgebuild.vocabulary.errors import DeviceError, EdgebuildError
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.target import Preference
@@ -165,9 +164,7 @@ def build(
     weights: Annotated[
         str | None, typer.Option(help="Of a language model: int4-g32, int4-g32+int8-head, …")
     ] = None,
-    context: Annotated[
-        int | None, typer.Option(min=1, help="Of a language model: tokens that it remembers.")
-    ] = None,
+    context: Context = None,
     text: Annotated[
         Path | None, typer.Option(help="For a language model: calibrates, and proves.")
     ] = None,
@@ -205,7 +202,7 @@ def build(
             "prefer": prefer is not Preference.SCORE,
         }
         refuse_options(unused, "language models")
-        wanted = Wanted(context or CONTEXT, weights, storage, text, formats or ())
+        wanted = Wanted(context, weights, storage, text, formats or ())
         build_language_model(Path(workload), profile, out, wanted, strict, as_json)
         return
     refuse_options({"weights": weights, "context": context, "text": text}, "this kind of network")

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgebuild.cli_options import BREACHED, AsJson, Dist, plain, print_json
+from edgebuild.cli_options import BREACHED, AsJson, Context, Dist, plain, print_json
 from edgebuild.vocabulary.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
     from edgebuild.vocabulary.target import Target
 
-CONTEXT, PROMPT = 4096, 128
+PROMPT = 128
 # Tokens of one answer at most.
 ANSWER = 512
 # What a distillation has unless it is told: steps, and stretches a step.
@@ -28,7 +28,7 @@ def plan(
         Path, typer.Argument(help="A Hugging Face decoder: its folder or config.json; or a .gguf.")
     ],
     target: Annotated[str, typer.Option("-t", "--target", help="A name, or the path of a .toml.")],
-    context: Annotated[int, typer.Option(min=1, help="Tokens that the KV cache holds.")] = CONTEXT,
+    context: Context = None,
     precision: Annotated[
         str | None, typer.Option(help="Only this: fp16, int4-g128, int4-g32+int8-head, …")
     ] = None,
@@ -45,7 +45,8 @@ def plan(
 
     profile = load_target(target)
     mix = Mix.parse(precision) if precision else None
-    fit = plan_fit(open_source(checkpoint).decoder, profile, context, mix)
+    decoder = open_source(checkpoint).decoder
+    fit = plan_fit(decoder, profile, context or decoder.usual_context, mix)
     if as_json:
         print_json(fit_as_json(fit))
     else:
@@ -80,8 +81,9 @@ def convert(
     """Round a language model to few bits, as a stream: memory does not depend on its size."""
     from edgebuild.llm.convert import convert as convert_stream
     from edgebuild.llm.importance import choose_importances
+    from edgebuild.llm.limit import Counted, Limit
     from edgebuild.llm.mix import Mix
-    from edgebuild.llm.mixed import Limit, choose
+    from edgebuild.llm.mixed import choose
     from edgebuild.llm.sites import survey
     from edgebuild.llm.source import open_source
     from edgebuild.report import terminal
@@ -90,7 +92,7 @@ def convert(
 
     if size and read_size:
         raise InputError("give --size or --read, not both")
-    counted = Limit.READ if read_size else Limit.STORED
+    counted = Counted.READ if read_size else Counted.STORED
     limit = parse_size(text) if (text := size or read_size) else None
     uniform = Mix.parse(precision)
     read = open_source(checkpoint)
@@ -101,7 +103,7 @@ def convert(
         mixed = None
         if limit:
             sites = survey(read, importances, bars, is_searched=is_searched)
-            mixed = choose(sites, limit, counted)
+            mixed = choose(sites, Limit.of(read.decoder, limit, counted))
             bars.say(f"chosen: {mixed}")
         found = convert_stream(
             read, out, mixed or uniform, bars, importances if is_searched else None
@@ -116,7 +118,7 @@ def convert(
 class Wanted:
     """What the options of `build` ask of a language model, as text."""
 
-    context: int
+    context: int | None
     weights: str | None
     storage: str | None
     text: Path | None

@@ -12,6 +12,13 @@ import typer
 BREACHED = 3
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Of a language model: tokens that its cache holds; 4096 unless it was made for fewer.",
+    ),
+]
 Dist = Annotated[Path, typer.Argument(help="A bundle: the folder that `build -o` wrote.")]
 
 

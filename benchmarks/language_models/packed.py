@@ -32,8 +32,9 @@ from edgebuild.llm.convert import convert
 from edgebuild.llm.forward import Forward
 from edgebuild.llm.graph import ACCURACY_LEVEL, Logits, decoder_graph, write_graph
 from edgebuild.llm.importance import Importances, choose_importances
+from edgebuild.llm.limit import Limit
 from edgebuild.llm.mix import Layouts, Mix
-from edgebuild.llm.mixed import Limit, choose
+from edgebuild.llm.mixed import choose
 from edgebuild.llm.network import read_network
 from edgebuild.llm.proof import compare
 from edgebuild.llm.sensitivity import Reference, sensitivities
@@ -142,7 +143,7 @@ def qualities(gguf: Path, text_file: Path, folder: Path, progress: Progress) -> 
     reference = Reference(Forward(source, forward.network), text.calibrating[:1])
     sites = weighed(sites, sensitivities(reference, measured, progress))
     for other, size in sizes.items():
-        mixed = choose(sites, Bytes(size), Limit.STORED)
+        mixed = choose(sites, Limit.of(source.decoder, Bytes(size)))
         yield ours(f"edgebuild mixed bits, by text, as large as {other}", mixed, measured)
     floats = _plain_floats(forward, folder / "floats", progress)
     for system, config in PEERS.items():

@@ -26,7 +26,8 @@ from edgebuild.llm.corpus import read_corpus
 from edgebuild.llm.forward import Forward, Tokens, sequences_of
 from edgebuild.llm.graph import Logits, decoder_graph, write_graph
 from edgebuild.llm.importance import choose_importances
-from edgebuild.llm.mixed import Limit, choose
+from edgebuild.llm.limit import Limit
+from edgebuild.llm.mixed import choose
 from edgebuild.llm.network import read_network
 from edgebuild.llm.proof import compare
 from edgebuild.llm.prune import Shares
@@ -35,7 +36,7 @@ from edgebuild.llm.sensitivity import Reference, sensitivities
 from edgebuild.llm.shrink import shrink
 from edgebuild.llm.sites import survey, weighed
 from edgebuild.llm.source import open_source
-from edgebuild.llm.store import Index
+from edgebuild.llm.store import Index, stored_size
 from edgebuild.llm.text import STRETCH, TOKENIZER, open_tokenizer
 from edgebuild.methods._distill_data import batch_numbers
 from edgebuild.methods._distill_train import rate_at
@@ -165,7 +166,7 @@ def _rounded(folder: Path, limits: Mapping[str, Bytes], comparison: Comparison) 
     seconds = time.monotonic() - began
     for name, limit in limits.items():
         began, out = time.monotonic(), folder.with_name("rounded")
-        layouts = choose(sites, limit, Limit.STORED)
+        layouts = choose(sites, Limit(limit))
         index = convert(source, out, layouts, progress, importances).index
         spent = seconds + time.monotonic() - began
         proof = comparison.proof(index, network, out)
@@ -181,7 +182,7 @@ def _rounded(folder: Path, limits: Mapping[str, Bytes], comparison: Comparison) 
 def _bytes_at(layout: WeightFormat, folder: Path) -> Bytes:
     weights = open_source(folder).decoder.weights
     matrices = [each for each in weights if len(each.shape) == 2]
-    return Bytes(sum(layout.size(*each.shape) * each.count for each in matrices))
+    return Bytes(sum(stored_size(each, layout) * each.count for each in matrices))
 
 
 def _forward(folder: Path) -> Forward:

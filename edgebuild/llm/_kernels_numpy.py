@@ -1,6 +1,7 @@
 """The loops over weights in numpy: slower, and bit for bit what the compiled ones compute.
 
-Weights come as blocks of floats, [rows, blocks, block]; what a block has one of as [rows, blocks].
+Weights come as blocks of floats, [rows, blocks, block], to `extremes` and `codes` also as the bits
+of bfloat16; what a block has one of as [rows, blocks].
 Sums are taken in sixteen lanes, as vector units do, so that both round alike.
 """
 
@@ -12,17 +13,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+# bfloat16, which numpy does not know, by its bits.
+Halves = NDArray[np.uint16]
 Codes = NDArray[np.uint8]
 LANES = 16
 
 
-def widen(halves: NDArray[np.uint16], out: Floats) -> None:
+def widen(halves: Halves, out: Floats) -> None:
     """bfloat16 is the upper half of a float."""
     np.left_shift(halves, 16, out=out.view(np.uint32), dtype=np.uint32)
 
 
-def extremes(blocks: Floats) -> tuple[Floats, Floats]:
+def widened(weights: Floats | Halves) -> Floats:
+    """Floats, as they are or of their upper halves."""
+    if weights.dtype == np.float32:
+        return weights.view(np.float32)
+    out = np.empty(weights.shape, np.float32)
+    widen(weights.view(np.uint16), out)
+    return out
+
+
+def extremes(blocks: Floats | Halves) -> tuple[Floats, Floats]:
     """The least and the greatest weight of each block, zero included."""
+    blocks = widened(blocks)
     # Adding zero makes a negative zero positive.
     return (
         np.minimum(blocks.min(axis=2), np.float32(0)) + np.float32(0),
@@ -30,9 +43,9 @@ def extremes(blocks: Floats) -> tuple[Floats, Floats]:
     )
 
 
-def codes(blocks: Floats, inverses: Floats, zeros: Floats, bits: int) -> Codes:
+def codes(blocks: Floats | Halves, inverses: Floats, zeros: Floats, bits: int) -> Codes:
     """Each weight in steps from its block's zero point, rounded half to even, and packed."""
-    return pack(_steps(blocks, inverses, zeros, 2**bits - 1).astype(np.uint8), bits)
+    return pack(_steps(widened(blocks), inverses, zeros, 2**bits - 1).astype(np.uint8), bits)
 
 
 def pack(found: Codes, bits: int) -> Codes:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from edgebuild.llm.limit import Counted
 from edgebuild.llm.sites import ALL, LayerChoice, Rounding, Site
 from edgebuild.vocabulary.units import Bytes
 
@@ -21,19 +21,12 @@ TIME_LIMIT = 20.0
 MOST_REMOVED = 0.5
 
 
-class Limit(StrEnum):
-    """What bytes are counted: those in the file, or those that one token reads."""
-
-    STORED = "stored"
-    READ = "read"
-
-
 @dataclass(frozen=True)
 class Knapsack:
     """A binary for each rounding of each site, and for what becomes of each layer."""
 
     sites: Sequence[Site]
-    counted: Limit
+    counted: Counted
     reductions: Mapping[LayerChoice, float]
 
     @cached_property
@@ -148,4 +141,4 @@ class Knapsack:
         return [each for each in some if not each.goes] or [None]
 
     def _bytes(self, rounding: Rounding) -> int:
-        return rounding.stored if self.counted is Limit.STORED else rounding.read
+        return rounding.stored if self.counted is Counted.STORED else rounding.read

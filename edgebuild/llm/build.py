@@ -61,9 +61,10 @@ def build_model(
     source = open_source(path)
     packer.refuse(source, target, wanted)
     network = read_network(source)
-    every = fit = plan(source.decoder, target, wanted.context, engine=packer.engine)
+    context = wanted.context_of(source.decoder)
+    every = fit = plan(source.decoder, target, context, engine=packer.engine)
     if wanted.weights:
-        fit = plan(source.decoder, target, wanted.context, wanted.weights, packer.engine)
+        fit = plan(source.decoder, target, context, wanted.weights, packer.engine)
     option = _fitting(fit)
     if not wanted.weights:
         # What was chosen is refused as if it had been asked for: before anything is touched.
@@ -73,7 +74,7 @@ def build_model(
         scratch = Path(name)
         notes: list[str] = []
         tokenizer = _tokenizer(source, scratch, notes)
-        text = read_text(wanted.text, tokenizer, path, wanted.context) if wanted.text else None
+        text = read_text(wanted.text, tokenizer, path, context) if wanted.text else None
         # What an earlier build has recorded there is not about this one.
         for stale in (FILE, PAGE, CONFIG):
             (out / stale).unlink(missing_ok=True)

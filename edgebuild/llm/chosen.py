@@ -14,6 +14,7 @@ from edgebuild.llm.calibrate import Seen
 from edgebuild.llm.factors import factorized, names_of, offered
 from edgebuild.llm.forward import Forward, Tokens
 from edgebuild.llm.importance import Importances
+from edgebuild.llm.limit import Limit
 from edgebuild.llm.matrices import Costs
 from edgebuild.llm.mix import Layouts
 from edgebuild.llm.mixed import Mixed
@@ -22,7 +23,6 @@ from edgebuild.llm.reduction import NOTHING, Reduction, reduce
 from edgebuild.llm.sensitivity import Reference, sensitivities
 from edgebuild.llm.sites import survey, weighed
 from edgebuild.vocabulary.contracts import Progress
-from edgebuild.vocabulary.units import Bytes
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class Chosen:
 def choose_on_text(
     forward: Forward,
     sequences: Tokens,
-    limit: Bytes,
+    limit: Limit,
     importances: Importances,
     seen: Seen,
     progress: Progress,

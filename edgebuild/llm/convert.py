@@ -13,8 +13,10 @@ import hashlib
 import math
 import os
 import shutil
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebuild.cache import digest
-from edgebuild.llm._kernels_numpy import Floats
+from edgebuild.llm._kernels_numpy import Floats, Halves, widened
 from edgebuild.llm.checkpoint import FLOAT_METHODS, PACKED_METHODS, Checkpoint, Cut, StoredTensor
 from edgebuild.llm.importance import Importances
 from edgebuild.llm.journal import JOURNAL, Journal
@@ -53,6 +55,8 @@ from edgebuild.vocabulary.units import format_size, format_time
 CHUNK = 2**19
 # Of packed matrices, which are read by columns: more at once, and fewer reads.
 PACKED_CHUNK = 2**22
+# Of each the memory grows by a few chunks.
+MOST_WORKERS = 8
 # How many bytes a step of progress stands for.
 STEP = 16_000_000
 # By these a folder is known as the place of a conversion.
@@ -117,14 +121,19 @@ def convert(
         total = sum(_stored_bytes(entry.name, checkpoint) for entry in left)
         with progress.step("convert", -(-total // STEP)) as bar:
             meter = _Meter(bar, total)
-            for entry in left:
+
+            def write(entry: Entry) -> Entry:
                 if packing and is_packed(entry.name, checkpoint):
                     arrays = _repacked_arrays(entry, checkpoint, packing, meter)
                 else:
                     arrays = _rounded_arrays(entry, checkpoint.tensors, importances, meter)
-                written = _write(entry, data, arrays)
-                journal.append(entry.name, [piece.sha256 for piece in written.pieces])
-                finished[entry.name] = written
+                return _write(entry, data, arrays)
+
+            def note(written: Entry) -> None:
+                journal.append(written.name, [piece.sha256 for piece in written.pieces])
+                finished[written.name] = written
+
+            _side_by_side(write, left, note, meter)
         os.fsync(data)
     decoder = checkpoint.decoder
     ordered = tuple(finished[entry.name] for entry in entries)
@@ -243,7 +252,29 @@ def _publish(index: Index, checkpoint: Path, out: Path) -> None:
     os.replace(part, out / INDEX)
 
 
-# ---- one tensor
+# ---- tensors
+
+
+def _side_by_side(
+    write: Callable[[Entry], Entry],
+    entries: Sequence[Entry],
+    note: Callable[[Entry], None],
+    meter: _Meter,
+) -> None:
+    """Writes a tensor on each core, since the loops need no interpreter; notes what is done.
+
+    What fails, here or there, ends all at their next chunks.
+    """
+    workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(write, entry) for entry in entries]
+        try:
+            for future in as_completed(futures):
+                note(future.result())
+        except BaseException:
+            meter.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _write(entry: Entry, data: int, arrays: Iterator[Arrays]) -> Entry:
@@ -273,23 +304,20 @@ def _rounded_arrays(
     is_searched = importances is not None and not entry.layout.is_float
     importance = importances.of(entry) if importances and is_searched else None
     with open_rows(entry.name, tensors) as rows:
-        for first, chunk in _chunks(rows, meter):
+        # Only a search, which sees each weight many times, is worth widening them all.
+        are_halves = rows.are_halves and importance is None
+        for first, chunk in rows.halves(CHUNK) if are_halves else rows.chunks(CHUNK):
             yield _arrays(entry, chunk, first, importance, rows)
-
-
-def _chunks(rows: Rows, meter: _Meter) -> Iterator[tuple[int, Floats]]:
-    for first, chunk in rows.chunks(CHUNK):
-        yield first, chunk
-        meter.advance(chunk.size * rows.tensor.length // math.prod(rows.shape))
+            meter.advance(chunk.size * rows.tensor.length // math.prod(rows.shape))
 
 
 def _arrays(
-    entry: Entry, chunk: Floats, first: int, importance: Floats | None, rows: Rows
+    entry: Entry, chunk: Floats | Halves, first: int, importance: Floats | None, rows: Rows
 ) -> Arrays:
     """The arrays of a few rows, in the order of the entry's pieces."""
     try:
         if entry.layout.is_float:
-            return [_as_floats(chunk, entry.layout.bits)]
+            return [_as_floats(widened(chunk), entry.layout.bits)]
         packed = quantize(chunk, entry.layout, importance)
     except ValueError as problem:
         last = first + len(chunk) - 1
@@ -332,18 +360,30 @@ class _Writer:
             left, self._offset = left[count:], self._offset + count
 
 
+class _Stopped(Exception):
+    """Another thread has failed, or somebody wants no more."""
+
+
 class _Meter:
-    """Progress by bytes read, with their rate and the time that is left."""
+    """Progress of all threads by bytes read, with their rate and the time that is left."""
 
     def __init__(self, bar: Step, total: int) -> None:
         self._bar, self._total = bar, total
         self._began, self._done, self._shown = time.monotonic(), 0, 0
+        self._lock, self._is_stopped = threading.Lock(), False
+
+    def stop(self) -> None:
+        """Ends every thread at its next chunk."""
+        self._is_stopped = True
 
     def advance(self, count: int) -> None:
-        self._done += count
-        while self._shown < self._done // STEP:
-            self._shown += 1
-            self._bar.advance(self._note())
+        if self._is_stopped:
+            raise _Stopped
+        with self._lock:
+            self._done += count
+            while self._shown < self._done // STEP:
+                self._shown += 1
+                self._bar.advance(self._note())
 
     def _note(self) -> str:
         rate = self._done / max(time.monotonic() - self._began, 1e-9)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgebuild.llm._knapsack import Knapsack
-from edgebuild.llm._knapsack import Limit as Limit
+from edgebuild.llm.limit import Limit
 from edgebuild.llm.mix import KEPT
 from edgebuild.llm.sites import LayerChoice, Site
 from edgebuild.vocabulary.decoder import Weights
@@ -49,8 +49,7 @@ class Mixed:
 
 def choose(
     sites: Sequence[Site],
-    limit: Bytes,
-    counted: Limit = Limit.STORED,
+    limit: Limit,
     reductions: Mapping[LayerChoice, float] | None = None,
 ) -> Mixed:
     """One rounding a site: the least loss whose bytes keep the limit.
@@ -61,13 +60,14 @@ def choose(
     Raises:
         InvalidQuantity: even the smallest choices take more.
     """
-    knapsack = Knapsack(sites, counted, reductions or {})
-    if knapsack.least > limit:
+    knapsack = Knapsack(sites, limit.counted, reductions or {})
+    least = Bytes(knapsack.least + limit.apart)
+    if least > limit.size:
         raise InvalidQuantity(
-            f"{format_size(limit)} {counted} are too few: the smallest choices take "
-            f"{format_size(knapsack.least)}"
+            f"{format_size(limit.size)} {limit.counted} are too few: the smallest choices take "
+            f"{format_size(least)}"
         )
-    roundings, reduced = knapsack.solve(limit)
+    roundings, reduced = knapsack.solve(limit.left)
     layouts, counts, losses, ranks = {}, dict[str, int](), {}, {}
     for at, rounding in sorted(roundings.items()):
         names = sites[at].names

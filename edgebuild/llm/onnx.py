@@ -20,6 +20,7 @@ from edgebuild.llm.genai import FILE as GENAI
 from edgebuild.llm.genai import genai_config
 from edgebuild.llm.graph import HALVES, CacheFormat, decoder_graph, write_graph
 from edgebuild.llm.importance import Importances, choose_importances
+from edgebuild.llm.limit import Limit
 from edgebuild.llm.matrices import stored_matrices
 from edgebuild.llm.mix import Mix
 from edgebuild.llm.mixed import choose
@@ -129,11 +130,12 @@ def _importances(source: Checkpoint, seen: Seen | None, scratch: Path) -> Import
 def _chosen(job: Job, importances: Importances, seen: Seen | None, progress: Progress) -> Chosen:
     if job.limit is None:
         return Chosen(Mix.parse(job.option.precision))
+    limit = Limit.of(job.checkpoint.decoder, job.limit)
     if job.text is None or seen is None:
-        chosen = Chosen(choose(survey(job.checkpoint, importances, progress), job.limit))
+        chosen = Chosen(choose(survey(job.checkpoint, importances, progress), limit))
     else:
         some = job.text.calibrating[:MEASURED]
-        chosen = choose_on_text(job.forward, some, job.limit, importances, seen, progress)
+        chosen = choose_on_text(job.forward, some, limit, importances, seen, progress)
     progress.say(f"chosen: {chosen.layouts}")
     return chosen
 

@@ -26,18 +26,22 @@ class Wanted:
     """What is asked of a bundle.
 
     Attributes:
-        context: tokens that the cache holds.
+        context: tokens that the cache holds; the usual ones unless given.
         weights: a precision; the most precise that fits unless given.
         limit: bytes of the file, within which every matrix gets its own bits.
         text: what to calibrate and to prove with.
         format: "onnx" or "tflite".
     """
 
-    context: int = 4096
+    context: int | None = None
     weights: Mix | None = None
     limit: Bytes | None = None
     text: Path | None = None
     format: str = "onnx"
+
+    def context_of(self, decoder: Decoder) -> int:
+        """What was asked for, or what is usual for this decoder."""
+        return decoder.usual_context if self.context is None else self.context
 
 
 @dataclass(frozen=True)

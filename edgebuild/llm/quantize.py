@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebuild.llm._kernels_numpy import Codes, Floats, pack
+from edgebuild.llm._kernels_numpy import Codes, Floats, Halves, pack, widened
 from edgebuild.vocabulary.weight_format import WeightFormat
 
 # What a searched scale is tried to be, as shares of what covers the whole block.
@@ -22,14 +22,19 @@ ROUNDS = 2
 LEAST_SCALE = np.float32(1e-30)
 
 
+AnyFloats = TypeVar("AnyFloats", Floats, Floats | Halves)
+
+
 class Kernels(Protocol):
     """The loops over weights; `_kernels_numpy` says what each does."""
 
-    def widen(self, halves: NDArray[np.uint16], out: Floats) -> None: ...
+    def widen(self, halves: Halves, out: Floats) -> None: ...
 
-    def extremes(self, blocks: Floats) -> tuple[Floats, Floats]: ...
+    def extremes(self, blocks: Floats | Halves) -> tuple[Floats, Floats]: ...
 
-    def codes(self, blocks: Floats, inverses: Floats, zeros: Floats, bits: int) -> Codes: ...
+    def codes(
+        self, blocks: Floats | Halves, inverses: Floats, zeros: Floats, bits: int
+    ) -> Codes: ...
 
     def moments(
         self, blocks: Floats, inverses: Floats, zeros: Floats, top: int, importance: Floats
@@ -83,14 +88,15 @@ class Grid:
 
 
 def quantize(
-    weights: Floats,
+    weights: Floats | Halves,
     layout: WeightFormat,
     importance: Floats | None = None,
     loops: Kernels | None = None,
 ) -> Packed:
-    """Rounds [rows, inputs]; with an importance for each input, scales are searched for.
+    """Rounds [rows, inputs] of floats, or of the bits of bfloat16, to the same codes.
 
-    Without, a block's scale covers its extremes.
+    With an importance for each input, scales are searched for. Without, a block's scale covers its
+    extremes.
 
     Raises:
         ValueError: a weight that is not finite, or too large for the scales' type.
@@ -103,7 +109,7 @@ def quantize(
     grid = _covering(low, high, layout)
     if importance is not None:
         weighted = in_blocks(importance[None], layout)[0]
-        grid = _searched(blocks, grid, (low, high), layout, weighted, loops)
+        grid = _searched(widened(blocks), grid, (low, high), layout, weighted, loops)
     if not np.isfinite(grid.scales).all():
         raise ValueError(f"a weight is too large for scales of {layout.scale_bits} bits")
     found = loops.codes(blocks, grid.inverses, grid.zeros, layout.bits)
@@ -125,7 +131,7 @@ def dequantize(packed: Packed, layout: WeightFormat, inputs: int) -> Floats:
     return found.reshape(len(found), -1)[:, :inputs]
 
 
-def in_blocks(weights: Floats, layout: WeightFormat) -> Floats:
+def in_blocks(weights: AnyFloats, layout: WeightFormat) -> AnyFloats:
     """[rows, blocks, block], the last block filled with zeros."""
     rows, inputs = weights.shape
     missing = layout.blocks(inputs) * layout.block - inputs

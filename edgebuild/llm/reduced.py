@@ -13,6 +13,7 @@ from dataclasses import replace
 from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm._knapsack import MOST_REMOVED
 from edgebuild.llm.checkpoint import Numbers
+from edgebuild.llm.limit import Limit
 from edgebuild.llm.mixed import Mixed, choose
 from edgebuild.llm.reduction import (
     FEED,
@@ -31,7 +32,6 @@ from edgebuild.llm.sites import LayerChoice, Site, places, rounding_of
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.decoder import Decoder
 from edgebuild.vocabulary.errors import InvalidQuantity
-from edgebuild.vocabulary.units import Bytes
 
 # The shares of a feed-forward part's channels that may stay.
 SHARES = (0.75, 0.5)
@@ -48,7 +48,7 @@ Channels = Mapping[float, Mapping[int, Numbers]]
 
 def choose_reduced(
     sites: Sequence[Site],
-    limit: Bytes,
+    limit: Limit,
     reference: Reference,
     importances: Mapping[str, Floats],
     progress: Progress,
@@ -85,14 +85,14 @@ def choose_reduced(
     return mixed, reduction
 
 
-def is_tight(sites: Sequence[Site], limit: Bytes) -> bool:
+def is_tight(sites: Sequence[Site], limit: Limit) -> bool:
     """Whether a limit leaves fewer bits than there are good kernels for."""
     least = 0
     for site in sites:
         whole = [each for each in site.roundings if not each.rank]
         fine = [each.stored for each in whole if each.layout.bits >= FEW_BITS]
         least += min(fine, default=0)
-    return limit < least
+    return limit.left < least
 
 
 def _channels(reference: Reference, importances: Mapping[str, Floats]) -> Channels:

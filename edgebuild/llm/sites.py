@@ -20,7 +20,7 @@ from edgebuild.llm.importance import Importances
 from edgebuild.llm.mix import KEPT
 from edgebuild.llm.quantize import dequantize, quantize
 from edgebuild.llm.rows import open_rows
-from edgebuild.llm.store import Entry
+from edgebuild.llm.store import Entry, stored_size
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.decoder import Decoder, Role, Weights
 from edgebuild.vocabulary.errors import InvalidCheckpoint
@@ -214,5 +214,5 @@ def rounded(rows: Floats, layout: WeightFormat, importance: Floats | None = None
 
 def rounding_of(weights: Weights, count: int, layout: WeightFormat, loss: float) -> Rounding:
     """Of so many tensors of a shape."""
-    size = layout.size(weights.outputs, weights.inputs)
-    return Rounding(layout, loss, size * count, size * weights.read)
+    read = layout.size(weights.outputs, weights.inputs) * weights.read
+    return Rounding(layout, loss, stored_size(weights, layout) * count, read)

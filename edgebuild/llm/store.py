@@ -1,7 +1,8 @@
 """Where the arrays of a converted model lie: one data file, laid out before anything is written.
 
-Arrays begin at multiples of a page, as ONNX's external data want them, so that the file can be
-mapped. The index names each with its place, type, shape and hash.
+Large arrays begin at multiples of a page, as ONNX's external data want them; small ones follow each
+other, or pages would be most of a small model. All can be mapped. The index names each with its
+place, type, shape and hash.
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ from edgebuild.generate import INDEX as INDEX
 from edgebuild.llm.mix import Layouts
 from edgebuild.vocabulary.decoder import Decoder, Role, Weights
 from edgebuild.vocabulary.errors import InvalidBundle, InvalidQuantity
+from edgebuild.vocabulary.units import Bytes
 from edgebuild.vocabulary.weight_format import WeightFormat
 
 DATA = "weights.data"
 SCHEMA = 1
 PAGE = 4096
+# Arrays from this size on begin at a page: what lies before one is then nothing beside it.
+LARGE = 2**24
+# The others begin where the widest of the processors' instructions reads best.
+LINE = 64
 # Bytes that are hashed at once.
 AT_ONCE = 16_000_000
 
@@ -117,17 +123,23 @@ def lay_out(decoder: Decoder, layouts: Layouts) -> tuple[Entry, ...]:
             _refuse_broken_rows(weights, layout)
             pieces = tuple(_placed(_arrays(weights, layout), offset))
             entries.append(Entry(name, weights.role, weights.shape, layout, pieces, norm))
-            offset = _page_after(pieces[-1])
+            offset = _end(pieces[-1])
     return tuple(entries)
 
 
+def stored_size(weights: Weights, layout: WeightFormat) -> Bytes:
+    """Bytes that a tensor of a shape takes in the file at most, with the gaps around its arrays."""
+    lengths = (array.length for array in _arrays(weights, layout))
+    return Bytes(sum(_rounded_up(each, LINE) + (each >= LARGE) * PAGE for each in lengths))
+
+
 def end_of(entries: Iterable[Entry]) -> int:
-    return max((piece.offset + piece.length for e in entries for piece in e.pieces), default=0)
+    return max((_end(piece) for entry in entries for piece in entry.pieces), default=0)
 
 
 def hash_of(data: int, piece: Piece) -> str:
     """The SHA-256 of an array in an open data file."""
-    found, at, end = hashlib.sha256(), piece.offset, piece.offset + piece.length
+    found, at, end = hashlib.sha256(), piece.offset, _end(piece)
     while at < end:
         read = os.pread(data, min(AT_ONCE, end - at), at)
         if not read:
@@ -167,10 +179,15 @@ def _array(kind: str, dtype: str, shape: tuple[int, ...]) -> Piece:
 
 def _placed(pieces: Iterable[Piece], offset: int) -> Iterator[Piece]:
     for piece in pieces:
-        placed = replace(piece, offset=offset)
+        unit = PAGE if piece.length >= LARGE else LINE
+        placed = replace(piece, offset=_rounded_up(offset, unit))
         yield placed
-        offset = _page_after(placed)
+        offset = _end(placed)
 
 
-def _page_after(piece: Piece) -> int:
-    return -(-(piece.offset + piece.length) // PAGE) * PAGE
+def _rounded_up(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
+
+
+def _end(piece: Piece) -> int:
+    return piece.offset + piece.length

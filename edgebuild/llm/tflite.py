@@ -88,11 +88,12 @@ class Tflite:
                 "--storage gives every matrix its own bits, which litert-torch's export cannot: "
                 "give --weights, or leave --format out"
             )
-        if wanted.context < SHORTEST:
+        context = wanted.context_of(source.decoder)
+        if context < SHORTEST:
             raise InputError(
-                f"--context {wanted.context} is too short for a proof: give {SHORTEST} at least"
+                f"--context {context} is too short for a proof: give {SHORTEST} at least"
             )
-        refuse_small_memory(source.decoder, wanted.context, available_memory())
+        refuse_small_memory(source.decoder, context, available_memory())
         if wanted.weights:
             _refuse_precision(source.decoder, wanted.weights)
             _refuse_old_runtime(target, _since(wanted.weights))

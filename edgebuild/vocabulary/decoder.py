@@ -68,6 +68,10 @@ class Weights:
                 yield self.name.format(layer=layer, expert=expert), norm
 
 
+# Tokens of a longer conversation, and a cache that phones have room for.
+USUAL_CONTEXT = 4096
+
+
 @dataclass(frozen=True)
 class Decoder:
     """A model's shapes.
@@ -96,6 +100,11 @@ class Decoder:
     norm_offset: float
     longest_context: int | None
     is_tied: bool
+
+    @property
+    def usual_context(self) -> int:
+        """Tokens to plan for where nobody says how many: never more than it was trained for."""
+        return min(USUAL_CONTEXT, self.longest_context or USUAL_CONTEXT)
 
     @property
     def parameters(self) -> int:

@@ -19,12 +19,13 @@ from llm.checkpoints import TINY, random_tensors, write_checkpoint
 from safetensors.torch import save_file
 
 from edgebuild.llm import convert as converting
+from edgebuild.llm import store
 from edgebuild.llm.checkpoint import load_checkpoint
 from edgebuild.llm.convert import JOURNAL, Converted, convert
 from edgebuild.llm.importance import Importances, choose_importances
 from edgebuild.llm.mix import Mix
 from edgebuild.llm.quantize import Packed, dequantize, quantize
-from edgebuild.llm.store import DATA, INDEX, PAGE, Entry, load_index
+from edgebuild.llm.store import DATA, INDEX, LINE, PAGE, Entry, load_index
 from edgebuild.vocabulary.errors import (
     InvalidBundle,
     InvalidCheckpoint,
@@ -107,10 +108,16 @@ def test_a_stream_gives_what_whole_tensors_do(tmp_path: Path, mix: str, is_searc
             np.testing.assert_array_equal(one, other)
 
 
-def test_every_array_begins_at_a_page_and_none_overlap(tmp_path: Path) -> None:
+def test_large_arrays_begin_at_pages_and_none_overlap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "LARGE", 2000)
     done = converted(write_checkpoint(tmp_path / "model"), tmp_path / "out", "int4-g32-asym")
     places = [(p.offset, p.length) for entry in done.index.entries for p in entry.pieces]
-    assert all(offset % PAGE == 0 for offset, _ in places)
+    large = [offset for offset, length in places if length >= 2000]
+    assert 0 < len(large) < len(places)
+    assert all(offset % PAGE == 0 for offset in large)
+    assert all(offset % LINE == 0 for offset, _ in places)
     ends = [offset + length for offset, length in places]
     assert all(end <= offset for end, (offset, _) in zip(ends[:-1], places[1:], strict=True))
     assert (tmp_path / "out" / DATA).stat().st_size == done.index.size == ends[-1]
@@ -193,6 +200,7 @@ SLOWLY = """
 import sys, time
 from edgebuild.cli import main
 from edgebuild.llm import convert as converting
+from edgebuild.llm import store
 write = converting._write
 def slowly(*given):
     time.sleep(0.05)
@@ -217,7 +225,10 @@ def wait_for_lines(journal: Path, count: int) -> None:
     raise AssertionError("the conversion has not begun")
 
 
-def test_a_killed_conversion_goes_on_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("blow", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_killed_conversion_goes_on_where_it_was(
+    blow: signal.Signals, code: int, tmp_path: Path
+) -> None:
     checkpoint = write_checkpoint(tmp_path / "model")
     converted(checkpoint, tmp_path / "whole")
     out = tmp_path / "out"
@@ -225,8 +236,8 @@ def test_a_killed_conversion_goes_on_where_it_was(tmp_path: Path) -> None:
     wait_for_lines(out / JOURNAL, 3)
     with pytest.raises(InvalidDestination, match="being written by another conversion"):
         converted(checkpoint, out)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    running.send_signal(blow)
+    assert running.wait() == code
     assert not (out / INDEX).exists()
     # As if it had been killed in the middle of a line.
     with (out / JOURNAL).open("a") as journal:

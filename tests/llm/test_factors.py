@@ -23,6 +23,7 @@ from edgebuild.llm.forward import Forward
 from edgebuild.llm.importance import Importances
 from edgebuild.llm.rows import open_rows
 from edgebuild.llm.sites import survey
+from edgebuild.llm.store import DATA
 from edgebuild.vocabulary.units import Bytes
 
 WIDE, TALL = "model.layers.1.mlp.down_proj.weight", "model.layers.1.mlp.up_proj.weight"
@@ -118,7 +119,7 @@ def test_a_bundle_with_factors_is_proven_and_runs(tmp_path: Path) -> None:
     assert any("stored as two thin ones" in note for note in built.notes)
     kinds = {one.kind for one in built.matrices}
     assert {"mlp.up_proj.first", "mlp.up_proj.second"} & kinds
-    assert sum(one.size for one in built.matrices) <= 130_000
+    assert (out / DATA).stat().st_size == built.weights_bytes <= 130_000
     assert built.proof is not None
     assert built.proof.kl < 0.5
     assert verify_model(out, Silence()) > 5

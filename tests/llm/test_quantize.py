@@ -71,6 +71,27 @@ def test_both_kernels_give_the_same_bits(
     assert sum(array.nbytes for array in arrays(fast)) == layout.size(rows, inputs)
 
 
+@given(
+    layout=st.sampled_from(LAYOUTS),
+    rows=st.integers(1, 5),
+    inputs=st.integers(1, 300),
+    exponent=st.integers(-12, 4),
+    is_searched=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_halves_give_the_codes_of_the_floats_that_they_mean(
+    layout: WeightFormat, rows: int, inputs: int, exponent: int, is_searched: bool, seed: int
+) -> None:
+    drawn = np.random.default_rng(seed).standard_t(3, size=(rows, inputs)) * 10.0**exponent
+    halves = (drawn.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    importance = importance_of(inputs, seed) if is_searched else None
+    expected = quantize(_kernels_numpy.widened(halves), layout, importance)
+    for loops in (_kernels_numpy, _kernels_numba):
+        found = quantize(halves, layout, importance, loops)
+        for one, other in zip(arrays(found), arrays(expected), strict=True):
+            assert one.tobytes() == other.tobytes()
+
+
 def test_both_kernels_widen_alike() -> None:
     halves = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
     found = [np.empty(halves.shape, np.float32) for _ in range(2)]
@@ -115,8 +136,10 @@ def test_a_row_of_zeros_stays_zero() -> None:
 def test_what_is_not_finite_is_refused(value: float, loops: object) -> None:
     weights = heavy_tailed(3, 64)
     weights[1, 5] = value
-    with pytest.raises(ValueError, match="not finite"):
-        quantize(weights, WeightFormat(4, 32), None, loops)  # type: ignore[arg-type]
+    halves = (weights.view(np.uint32) >> 16).astype(np.uint16)
+    for some in (weights, halves):
+        with pytest.raises(ValueError, match="not finite"):
+            quantize(some, WeightFormat(4, 32), None, loops)  # type: ignore[arg-type]
 
 
 def test_what_overflows_the_scales_is_refused() -> None:

@@ -34,12 +34,14 @@ from edgebuild.llm.calibrate import calibrate
 from edgebuild.llm.convert import convert
 from edgebuild.llm.forward import Forward
 from edgebuild.llm.importance import Importances
+from edgebuild.llm.limit import Limit
 from edgebuild.llm.mix import Mix
 from edgebuild.llm.mixed import choose
 from edgebuild.llm.reduced import choose_reduced
 from edgebuild.llm.reduction import Reduction, reduce
 from edgebuild.llm.sensitivity import Reference
 from edgebuild.llm.sites import CHOICES, LayerChoice, Rounding, Site, layer_of, survey
+from edgebuild.llm.store import DATA
 from edgebuild.vocabulary.errors import InvalidQuantity
 from edgebuild.vocabulary.units import Bytes
 from edgebuild.vocabulary.weight_format import WeightFormat
@@ -102,13 +104,13 @@ def test_no_other_layers_widths_and_roundings_lose_less(
     least, most = min(found)[0], max(found)[0]
     limit = Bytes(round(least + share * (most - least)))
     best = min(loss for size, loss in found if size <= limit)
-    chosen = choose(sites, limit, reductions=reductions)
+    chosen = choose(sites, Limit(limit), reductions=reductions)
     assert chosen.loss <= best * 1.011 + 1e-5
     gone = [each for each in chosen.reduced if each.goes]
     assert len(gone) <= 1
     assert len(chosen.layouts) == 6 - 2 * len(gone)
     with pytest.raises(InvalidQuantity, match="the smallest choices take"):
-        choose(sites, Bytes(least - 1), reductions=reductions)
+        choose(sites, Limit(Bytes(least - 1)), reductions=reductions)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3_text", "gemma3"])
@@ -186,7 +188,9 @@ def test_something_is_taken_out_only_where_few_bits_are_left(tmp_path: Path) -> 
     sites = sites_of(forward, {"int4-g32-asym": 0.01, "int2-g32-asym": 0.5})
     whole = taken(sites, "int4-g32-asym")
     for limit, removed in ((whole, ()), (whole - 1, (IDLE,)), (round(0.85 * whole), (IDLE,))):
-        mixed, reduction = choose_reduced(sites, Bytes(limit), reference, importances, Silence())
+        mixed, reduction = choose_reduced(
+            sites, Limit(Bytes(limit)), reference, importances, Silence()
+        )
         assert reduction.removed == removed
         assert not reduction.channels
         assert mixed.loss < 0.4
@@ -213,7 +217,7 @@ def test_what_is_chosen_costs_together_what_it_was_seen_to(
     sites = sites_of(forward, {"int4-g32-asym": 0.0})
     layer = sum(one.stored for site in sites if site.layer == 0 for one in site.roundings)
     limit = Bytes(taken(sites, "int4-g32-asym") - 2 * layer)
-    _, reduction = choose_reduced(sites, limit, reference, importances, Silence())
+    _, reduction = choose_reduced(sites, Limit(limit), reference, importances, Silence())
     assert len(reduction.removed) == 2
     assert reduction.removed != (0, 1)
 
@@ -223,7 +227,7 @@ def test_one_layer_is_not_taken_out(tmp_path: Path) -> None:
     sites = sites_of(forward, {"int4-g32-asym": 0.01, "int2-g32-asym": 0.02})
     limit = Bytes(taken(sites, "int4-g32-asym") - 1)
     reference = Reference(forward, tokens())
-    _, reduction = choose_reduced(sites, limit, reference, seen(forward), Silence())
+    _, reduction = choose_reduced(sites, Limit(limit), reference, seen(forward), Silence())
     assert not reduction.removed
 
 
@@ -233,7 +237,7 @@ def test_nothing_is_taken_out_where_that_costs_more(tmp_path: Path) -> None:
     sites = sites_of(forward, {"int4-g32-asym": 0.0, "int2-g32-asym": 1e-9})
     limit = Bytes(taken(sites, "int4-g32-asym") - 1)
     reference = Reference(forward, tokens())
-    mixed, reduction = choose_reduced(sites, limit, reference, seen(forward), Silence())
+    mixed, reduction = choose_reduced(sites, Limit(limit), reference, seen(forward), Silence())
     assert not reduction
     assert not mixed.reduced
 
@@ -273,7 +277,7 @@ def test_a_bundle_of_what_is_left_is_proven_and_runs(is_idle: bool, tmp_path: Pa
     assert any("taking something out" in note for note in built.notes)
     assert {one.layer for one in built.matrices} == {None, *range(4 - len(built.removed))}
     assert all(one.sensitivity is not None for one in built.matrices if one.layer is not None)
-    assert 80_000 < sum(one.size for one in built.matrices) <= 95_000
+    assert 80_000 < (out / DATA).stat().st_size == built.weights_bytes <= 95_000
     assert built.proof is not None
     assert built.proof.kl < 1
     settings = json.loads((out / "config.json").read_text())
