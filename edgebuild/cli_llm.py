@@ -81,10 +81,7 @@ def convert(
     """Round a language model to few bits, as a stream: memory does not depend on its size."""
     from edgebuild.llm.convert import convert as convert_stream
     from edgebuild.llm.importance import choose_importances
-    from edgebuild.llm.limit import Counted, Limit
     from edgebuild.llm.mix import Mix
-    from edgebuild.llm.mixed import choose
-    from edgebuild.llm.sites import survey
     from edgebuild.llm.source import open_source
     from edgebuild.report import terminal
     from edgebuild.report.fit import show_converted
@@ -92,7 +89,6 @@ def convert(
 
     if size and read_size:
         raise InputError("give --size or --read, not both")
-    counted = Counted.READ if read_size else Counted.STORED
     limit = parse_size(text) if (text := size or read_size) else None
     uniform = Mix.parse(precision)
     read = open_source(checkpoint)
@@ -102,6 +98,12 @@ def convert(
         is_searched = search or importance is not None
         mixed = None
         if limit:
+            # A solver, which takes a while to load.
+            from edgebuild.llm.limit import Counted, Limit
+            from edgebuild.llm.mixed import choose
+            from edgebuild.llm.sites import survey
+
+            counted = Counted.READ if read_size else Counted.STORED
             sites = survey(read, importances, bars, is_searched=is_searched)
             mixed = choose(sites, Limit.of(read.decoder, limit, counted))
             bars.say(f"chosen: {mixed}")

@@ -23,7 +23,7 @@ from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.calibrate import calibrate, save_importances
 from edgebuild.llm.convert import convert
 from edgebuild.llm.corpus import read_corpus
-from edgebuild.llm.forward import Forward, Tokens, sequences_of
+from edgebuild.llm.forward import Forward
 from edgebuild.llm.graph import Logits, decoder_graph, write_graph
 from edgebuild.llm.importance import choose_importances
 from edgebuild.llm.limit import Limit
@@ -33,6 +33,7 @@ from edgebuild.llm.proof import compare
 from edgebuild.llm.prune import Shares
 from edgebuild.llm.recover import Effort
 from edgebuild.llm.sensitivity import Reference, sensitivities
+from edgebuild.llm.sequences import Tokens, sequences_of
 from edgebuild.llm.shrink import shrink
 from edgebuild.llm.sites import survey, weighed
 from edgebuild.llm.source import open_source

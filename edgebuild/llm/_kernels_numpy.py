@@ -1,7 +1,6 @@
 """The loops over weights in numpy: slower, and bit for bit what the compiled ones compute.
 
-Weights come as blocks of floats, [rows, blocks, block], to `extremes` and `codes` also as the bits
-of bfloat16; what a block has one of as [rows, blocks].
+Weights come as blocks of floats, [rows, blocks, block]; what a block has one of as [rows, blocks].
 Sums are taken in sixteen lanes, as vector units do, so that both round alike.
 """
 
@@ -13,29 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-# bfloat16, which numpy does not know, by its bits.
-Halves = NDArray[np.uint16]
 Codes = NDArray[np.uint8]
 LANES = 16
+# Below this, an inverse would be infinite; such a block is all zeros to any float16.
+LEAST_SCALE = np.float32(1e-30)
 
 
-def widen(halves: Halves, out: Floats) -> None:
+def widen(halves: NDArray[np.uint16], out: Floats) -> None:
     """bfloat16 is the upper half of a float."""
     np.left_shift(halves, 16, out=out.view(np.uint32), dtype=np.uint32)
 
 
-def widened(weights: Floats | Halves) -> Floats:
-    """Floats, as they are or of their upper halves."""
-    if weights.dtype == np.float32:
-        return weights.view(np.float32)
-    out = np.empty(weights.shape, np.float32)
-    widen(weights.view(np.uint16), out)
-    return out
-
-
-def extremes(blocks: Floats | Halves) -> tuple[Floats, Floats]:
+def extremes(blocks: Floats) -> tuple[Floats, Floats]:
     """The least and the greatest weight of each block, zero included."""
-    blocks = widened(blocks)
     # Adding zero makes a negative zero positive.
     return (
         np.minimum(blocks.min(axis=2), np.float32(0)) + np.float32(0),
@@ -43,9 +32,22 @@ def extremes(blocks: Floats | Halves) -> tuple[Floats, Floats]:
     )
 
 
-def codes(blocks: Floats | Halves, inverses: Floats, zeros: Floats, bits: int) -> Codes:
+def halved(scales: Floats) -> Floats:
+    """What is left of each in sixteen bits; infinite where it is too large for them."""
+    with np.errstate(over="ignore"):
+        return scales.astype(np.float16).astype(np.float32)
+
+
+def inverted(scales: Floats) -> Floats:
+    """One over each, and zero where that would be infinite."""
+    usable = np.abs(scales) > LEAST_SCALE
+    safe = np.where(usable, scales, np.float32(1))
+    return np.where(usable, np.float32(1) / safe, np.float32(0))
+
+
+def codes(blocks: Floats, inverses: Floats, zeros: Floats, bits: int) -> Codes:
     """Each weight in steps from its block's zero point, rounded half to even, and packed."""
-    return pack(_steps(widened(blocks), inverses, zeros, 2**bits - 1).astype(np.uint8), bits)
+    return pack(_steps(blocks, inverses, zeros, 2**bits - 1).astype(np.uint8), bits)
 
 
 def pack(found: Codes, bits: int) -> Codes:

@@ -10,8 +10,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from edgebuild.llm._kernels_numpy import Floats
-from edgebuild.llm.forward import Forward, Tokens
+from edgebuild.llm.forward import Forward
 from edgebuild.llm.graph import CacheScales
+from edgebuild.llm.sequences import Tokens
 from edgebuild.vocabulary.contracts import Progress
 
 # The greatest code of eight bits.

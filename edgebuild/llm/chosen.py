@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from edgebuild.llm.calibrate import Seen
 from edgebuild.llm.factors import factorized, names_of, offered
-from edgebuild.llm.forward import Forward, Tokens
+from edgebuild.llm.forward import Forward
 from edgebuild.llm.importance import Importances
 from edgebuild.llm.limit import Limit
 from edgebuild.llm.matrices import Costs
@@ -21,6 +21,7 @@ from edgebuild.llm.mixed import Mixed
 from edgebuild.llm.reduced import choose_reduced, is_tight
 from edgebuild.llm.reduction import NOTHING, Reduction, reduce
 from edgebuild.llm.sensitivity import Reference, sensitivities
+from edgebuild.llm.sequences import Tokens
 from edgebuild.llm.sites import survey, weighed
 from edgebuild.vocabulary.contracts import Progress
 

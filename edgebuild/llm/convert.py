@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebuild.cache import digest
-from edgebuild.llm._kernels_numpy import Floats, Halves, widened
+from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.checkpoint import FLOAT_METHODS, PACKED_METHODS, Checkpoint, Cut, StoredTensor
 from edgebuild.llm.importance import Importances
 from edgebuild.llm.journal import JOURNAL, Journal
@@ -52,7 +52,7 @@ from edgebuild.vocabulary.errors import InvalidCheckpoint, InvalidDestination
 from edgebuild.vocabulary.units import format_size, format_time
 
 # Weights that are rounded at once: enough that calls cost nothing, few enough for the cache.
-CHUNK = 2**19
+CHUNK = 2**20
 # Of packed matrices, which are read by columns: more at once, and fewer reads.
 PACKED_CHUNK = 2**22
 # Of each the memory grows by a few chunks.
@@ -304,20 +304,18 @@ def _rounded_arrays(
     is_searched = importances is not None and not entry.layout.is_float
     importance = importances.of(entry) if importances and is_searched else None
     with open_rows(entry.name, tensors) as rows:
-        # Only a search, which sees each weight many times, is worth widening them all.
-        are_halves = rows.are_halves and importance is None
-        for first, chunk in rows.halves(CHUNK) if are_halves else rows.chunks(CHUNK):
+        for first, chunk in rows.chunks(CHUNK):
             yield _arrays(entry, chunk, first, importance, rows)
             meter.advance(chunk.size * rows.tensor.length // math.prod(rows.shape))
 
 
 def _arrays(
-    entry: Entry, chunk: Floats | Halves, first: int, importance: Floats | None, rows: Rows
+    entry: Entry, chunk: Floats, first: int, importance: Floats | None, rows: Rows
 ) -> Arrays:
     """The arrays of a few rows, in the order of the entry's pieces."""
     try:
         if entry.layout.is_float:
-            return [_as_floats(widened(chunk), entry.layout.bits)]
+            return [_as_floats(chunk, entry.layout.bits)]
         packed = quantize(chunk, entry.layout, importance)
     except ValueError as problem:
         last = first + len(chunk) - 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgebuild.llm.forward import Tokens, sequences_of
+from edgebuild.llm.sequences import Tokens, sequences_of
 from edgebuild.llm.text import CALIBRATING, STRETCH, TOKENIZER, Tokenizer, read_written
 from edgebuild.vocabulary.errors import InputError, InvalidCheckpoint
 

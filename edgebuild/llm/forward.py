@@ -6,12 +6,11 @@ Memory holds the tokens' activations and a piece of one matrix, whatever the mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import erf
 
 from edgebuild.llm._kernels_numpy import Floats
@@ -20,10 +19,9 @@ from edgebuild.llm.config import EMBEDDING, LAST_NORM
 from edgebuild.llm.network import Activation, Network
 from edgebuild.llm.quantize import dequantize, quantize
 from edgebuild.llm.rows import open_rows, read_vector
+from edgebuild.llm.sequences import Tokens
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.weight_format import WeightFormat
-
-Tokens = NDArray[np.int64]
 
 # Weights that are read at once, and tokens that pass a layer at once.
 CHUNK = 2**22
@@ -193,15 +191,6 @@ class Forward:
     def _round(self, name: str, rows: Floats) -> None:
         if layout := self.rounded.get(name):
             rows[...] = dequantize(quantize(rows, layout), layout, rows.shape[1])
-
-
-def sequences_of(tokens: Sequence[int], length: int, count: int, first: int | None) -> Tokens:
-    """So many stretches of a text, spread over it, each begun with `first` if there is one."""
-    own = length - (first is not None)
-    count = min(count, len(tokens) // own)
-    starts = np.linspace(0, len(tokens) - own, count).astype(int)
-    begun = [] if first is None else [first]
-    return np.array([[*begun, *tokens[at : at + own]] for at in starts], np.int64)
 
 
 def in_chunks(count: int, size: int) -> Iterator[slice]:

@@ -13,9 +13,10 @@ import numpy as np
 
 from edgebuild.generate import CHUNK, Decoder, LiteDecoder, continued
 from edgebuild.llm._kernels_numpy import Floats
-from edgebuild.llm.forward import Forward, Tokens, divergence, in_chunks, log_softmax
+from edgebuild.llm.forward import Forward, divergence, in_chunks, log_softmax
 from edgebuild.llm.graph import CacheFormat, Logits, decoder_graph, write_graph
 from edgebuild.llm.network import Network
+from edgebuild.llm.sequences import Tokens
 from edgebuild.llm.store import Index
 from edgebuild.llm.text import Text
 from edgebuild.runner import machine

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebuild.llm._kernels_numpy import Codes, Floats, Halves, pack, widened
+from edgebuild.llm._kernels_numpy import Codes, Floats, pack
 from edgebuild.vocabulary.weight_format import WeightFormat
 
 # What a searched scale is tried to be, as shares of what covers the whole block.
@@ -18,23 +18,20 @@ SHARES = tuple(np.linspace(1.05, 0.55, 11, dtype=np.float32))
 # How zero points are moved then, and how often that is done: more gained nothing.
 SHIFTS = (0, -1, 1)
 ROUNDS = 2
-# Below this, an inverse would be infinite; such a block is all zeros to any float16.
-LEAST_SCALE = np.float32(1e-30)
-
-
-AnyFloats = TypeVar("AnyFloats", Floats, Floats | Halves)
 
 
 class Kernels(Protocol):
     """The loops over weights; `_kernels_numpy` says what each does."""
 
-    def widen(self, halves: Halves, out: Floats) -> None: ...
+    def widen(self, halves: NDArray[np.uint16], out: Floats) -> None: ...
 
-    def extremes(self, blocks: Floats | Halves) -> tuple[Floats, Floats]: ...
+    def extremes(self, blocks: Floats) -> tuple[Floats, Floats]: ...
 
-    def codes(
-        self, blocks: Floats | Halves, inverses: Floats, zeros: Floats, bits: int
-    ) -> Codes: ...
+    def halved(self, scales: Floats) -> Floats: ...
+
+    def inverted(self, scales: Floats) -> Floats: ...
+
+    def codes(self, blocks: Floats, inverses: Floats, zeros: Floats, bits: int) -> Codes: ...
 
     def moments(
         self, blocks: Floats, inverses: Floats, zeros: Floats, top: int, importance: Floats
@@ -80,23 +77,16 @@ class Grid:
     scales: Floats
     zeros: Floats
 
-    @property
-    def inverses(self) -> Floats:
-        usable = np.abs(self.scales) > LEAST_SCALE
-        safe = np.where(usable, self.scales, np.float32(1))
-        return np.where(usable, np.float32(1) / safe, np.float32(0))
-
 
 def quantize(
-    weights: Floats | Halves,
+    weights: Floats,
     layout: WeightFormat,
     importance: Floats | None = None,
     loops: Kernels | None = None,
 ) -> Packed:
-    """Rounds [rows, inputs] of floats, or of the bits of bfloat16, to the same codes.
+    """Rounds [rows, inputs]; with an importance for each input, scales are searched for.
 
-    With an importance for each input, scales are searched for. Without, a block's scale covers its
-    extremes.
+    Without, a block's scale covers its extremes.
 
     Raises:
         ValueError: a weight that is not finite, or too large for the scales' type.
@@ -106,13 +96,13 @@ def quantize(
     low, high = loops.extremes(blocks)
     if not np.isfinite(low.min() + high.max()):
         raise ValueError("a weight is not finite")
-    grid = _covering(low, high, layout)
+    grid = _covering(low, high, layout, loops)
     if importance is not None:
         weighted = in_blocks(importance[None], layout)[0]
-        grid = _searched(widened(blocks), grid, (low, high), layout, weighted, loops)
+        grid = _searched(blocks, grid, (low, high), layout, weighted, loops)
     if not np.isfinite(grid.scales).all():
         raise ValueError(f"a weight is too large for scales of {layout.scale_bits} bits")
-    found = loops.codes(blocks, grid.inverses, grid.zeros, layout.bits)
+    found = loops.codes(blocks, loops.inverted(grid.scales), grid.zeros, layout.bits)
     scales = grid.scales if layout.scale_bits == 32 else grid.scales.astype(np.float16)
     zeros = None if layout.is_symmetric else pack_rows(grid.zeros.astype(np.uint8), layout.bits)
     return Packed(found, scales, zeros)
@@ -131,7 +121,7 @@ def dequantize(packed: Packed, layout: WeightFormat, inputs: int) -> Floats:
     return found.reshape(len(found), -1)[:, :inputs]
 
 
-def in_blocks(weights: AnyFloats, layout: WeightFormat) -> AnyFloats:
+def in_blocks(weights: Floats, layout: WeightFormat) -> Floats:
     """[rows, blocks, block], the last block filled with zeros."""
     rows, inputs = weights.shape
     missing = layout.blocks(inputs) * layout.block - inputs
@@ -157,7 +147,7 @@ def _top(layout: WeightFormat) -> int:
     return int(2**layout.bits - 1)
 
 
-def _covering(low: Floats, high: Floats, layout: WeightFormat) -> Grid:
+def _covering(low: Floats, high: Floats, layout: WeightFormat, loops: Kernels) -> Grid:
     """The grid from the least to the greatest weight.
 
     A symmetric one has a step more on one side of zero: its scale is negative where the greatest
@@ -166,18 +156,15 @@ def _covering(low: Floats, high: Floats, layout: WeightFormat) -> Grid:
     if layout.is_symmetric:
         middle = np.float32(2 ** (layout.bits - 1))
         signed: Floats = np.where(high > -low, high, low)
-        return Grid(_as_stored(signed / -middle, layout), np.full_like(low, middle))
+        return Grid(_as_stored(signed / -middle, layout, loops), np.full_like(low, middle))
     top = np.float32(_top(layout))
-    scales = _as_stored((high - low) / top, layout)
-    zeros = np.rint(-low * Grid(scales, low).inverses)
+    scales = _as_stored((high - low) / top, layout, loops)
+    zeros = np.rint(-low * loops.inverted(scales))
     return Grid(scales, np.clip(zeros, np.float32(0), top))
 
 
-def _as_stored(scales: Floats, layout: WeightFormat) -> Floats:
-    if layout.scale_bits == 32:
-        return scales
-    with np.errstate(over="ignore"):
-        return scales.astype(np.float16).astype(np.float32)
+def _as_stored(scales: Floats, layout: WeightFormat, loops: Kernels) -> Floats:
+    return scales if layout.scale_bits == 32 else loops.halved(scales)
 
 
 def _searched(
@@ -192,7 +179,7 @@ def _searched(
     low, high = extremes
     best, least = covering, _errors(blocks, covering, layout, importance, loops)
     for share in SHARES:
-        tried = _covering(low * share, high * share, layout)
+        tried = _covering(low * share, high * share, layout, loops)
         best, least = _better(blocks, best, least, tried, layout, importance, loops)
     for shift in ((0,) if layout.is_symmetric else SHIFTS) * ROUNDS:
         tried = _fitted(blocks, best, shift, layout, importance, loops)
@@ -211,9 +198,9 @@ def _fitted(
     """The scale with the least squares for the codes that weights now have, zero points shifted."""
     top = _top(layout)
     zeros = np.clip(grid.zeros + np.float32(shift), np.float32(0), np.float32(top))
-    mixed, squared = loops.moments(blocks, grid.inverses, zeros, top, importance)
+    mixed, squared = loops.moments(blocks, loops.inverted(grid.scales), zeros, top, importance)
     fitted = np.where(squared > 0, mixed / np.where(squared > 0, squared, 1), grid.scales)
-    return Grid(_as_stored(fitted.astype(np.float32), layout), zeros)
+    return Grid(_as_stored(fitted.astype(np.float32), layout, loops), zeros)
 
 
 def _better(
@@ -235,4 +222,5 @@ def _better(
 def _errors(
     blocks: Floats, grid: Grid, layout: WeightFormat, importance: Floats, loops: Kernels
 ) -> Floats:
-    return loops.errors(blocks, grid.scales, grid.inverses, grid.zeros, _top(layout), importance)
+    inverses = loops.inverted(grid.scales)
+    return loops.errors(blocks, grid.scales, inverses, grid.zeros, _top(layout), importance)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from edgebuild.inputs.huggingface import without_progress_bars
 from edgebuild.llm.corpus import Corpus
-from edgebuild.llm.forward import Tokens
 from edgebuild.llm.prune import Subject
+from edgebuild.llm.sequences import Tokens
 from edgebuild.methods._distill_data import batch_numbers
 from edgebuild.methods._distill_loss import Output, Reading
 from edgebuild.methods._distill_plan import Plan, Settings

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebuild.llm._gguf_blocks import BLOCK_FORMATS
-from edgebuild.llm._kernels_numpy import Floats, Halves
+from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.checkpoint import WHOLE, StoredTensor
 from edgebuild.llm.quantize import kernels
 from edgebuild.vocabulary.errors import InvalidCheckpoint
@@ -77,21 +77,6 @@ class Rows:
     def _is_vector(self) -> bool:
         return len(self.tensor.shape) < 2
 
-    @property
-    def are_halves(self) -> bool:
-        """Whether they are stored as bfloat16, just as they are read."""
-        tensor = self.tensor
-        is_plain = not (tensor.reordered_heads or tensor.offset_by) and tensor.cut is WHOLE
-        return tensor.dtype == "BF16" and is_plain
-
-    def halves(self, weights: int) -> Iterator[tuple[int, Halves]]:
-        """As `chunks`, of rows that are stored as bfloat16: nothing is widened."""
-        count, inputs = self.shape
-        step = max(1, weights // inputs)
-        for first in range(0, count, step):
-            shape = (min(step, count - first), inputs)
-            yield first, self._stored(first, shape).view(np.uint16).reshape(shape)
-
     def chunks(self, weights: int) -> Iterator[tuple[int, Floats]]:
         """All rows, some at a time: the number of the first, and about so many weights.
 
@@ -106,17 +91,13 @@ class Rows:
             yield first, chunk
 
     def _read_as_stored(self, first: int, out: Floats) -> None:
-        _convert(self._stored(first, out.shape), self.tensor.dtype, out)
-
-    def _stored(self, first: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """The bytes of some rows, until others are read."""
-        pitch = shape[1] * self.tensor.length // math.prod(self.tensor.shape)
-        length = shape[0] * pitch
+        pitch = out.shape[1] * self.tensor.length // math.prod(self.tensor.shape)
+        length = len(out) * pitch
         if len(self._raw) < length:
             self._raw.extend(bytes(length - len(self._raw)))
         view = memoryview(self._raw)[:length]
         self._fill(view, self.tensor.offset + first * pitch)
-        return np.frombuffer(view, np.uint8)
+        _convert(np.frombuffer(view, np.uint8), self.tensor.dtype, out)
 
     def _read_in_order(self, first: int, out: Floats) -> None:
         """Rows from whole heads: llama.cpp puts the second half of each between the first's."""

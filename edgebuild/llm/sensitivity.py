@@ -12,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from edgebuild.llm._kernels_numpy import Floats
-from edgebuild.llm.forward import Forward, Tokens, divergence, in_chunks, log_softmax
+from edgebuild.llm.forward import Forward, divergence, in_chunks, log_softmax
 from edgebuild.llm.importance import Importances
+from edgebuild.llm.sequences import Tokens
 from edgebuild.llm.sites import LAYER, Site, survey
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.silence import Silence

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgebuild.llm.checkpoint import Checkpoint
 from edgebuild.llm.config import Settings, read_settings
-from edgebuild.llm.forward import Tokens, sequences_of
+from edgebuild.llm.sequences import Tokens, sequences_of
 from edgebuild.vocabulary.errors import InputError, InvalidCheckpoint, MissingPackage, first_line
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
