@@ -1,4 +1,4 @@
-"""What Gemma becomes, by us, by onnxruntime and by llama.cpp: how far from its floats."""
+"""What a network becomes, by us, by onnxruntime and by llama.cpp: how far from its floats."""
 
 from __future__ import annotations
 
@@ -67,6 +67,18 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Subject:
+    """A network in floats, as we read it and as llama.cpp does."""
+
+    source: Path
+    gguf: Path
+
+    @property
+    def name(self) -> str:
+        return self.gguf.stem
+
+
+@dataclass(frozen=True)
 class Remembering(Forward):
     """The float network, whose logits of the same states are computed once."""
 
@@ -79,9 +91,10 @@ class Remembering(Forward):
         return self.known[key]
 
 
-def qualities(gguf: Path, text_file: Path, folder: Path, progress: Progress) -> Iterator[Row]:
+def qualities(subject: Subject, text_file: Path, folder: Path, progress: Progress) -> Iterator[Row]:
     """Each system's weights in one graph, on the second half of the text."""
-    source = open_source(gguf)
+    folder.mkdir()
+    source = open_source(subject.source)
     forward = Remembering(source, read_network(source))
     text = _text(source, text_file, folder)
     states = forward.states(text.proving, progress)
@@ -92,7 +105,7 @@ def qualities(gguf: Path, text_file: Path, folder: Path, progress: Progress) -> 
     def row(system: str, decoder: Decoder, size: int) -> Row:
         proof = compare(decoder, forward, "", text.proving, states, progress)
         return {
-            **{"task": "quality", "system": system, "model": gguf.stem, "bytes": size},
+            **{"task": "quality", "system": system, "model": subject.name, "bytes": size},
             **{"kl": proof.kl, "top1": proof.agreement, "perplexity": proof.perplexity},
             "float_perplexity": proof.float_perplexity,
         }
@@ -108,7 +121,7 @@ def qualities(gguf: Path, text_file: Path, folder: Path, progress: Progress) -> 
 
     def of_llama(system: str, ftype: str) -> Iterator[Row]:
         progress.say(f"quality, {system}")
-        with serving(rounded(gguf, folder, ftype)) as served:
+        with serving(rounded(subject.gguf, folder, ftype)) as served:
             found = row(system, served, served.size)
         sizes[system] = served.size
         yield found
@@ -137,7 +150,7 @@ def qualities(gguf: Path, text_file: Path, folder: Path, progress: Progress) -> 
         yield found
     for ftype in llama.FTYPES:
         system = f"llama.cpp {ftype}"
-        yield from rows_of(LLAMA, "quality", system, gguf.stem, partial(of_llama, system, ftype))
+        yield from rows_of(LLAMA, "quality", system, subject.name, partial(of_llama, system, ftype))
     sites = survey(source, measured, progress, is_searched=True)
     # Not the one that remembers: rounded heads give other logits of the same states.
     reference = Reference(Forward(source, forward.network), text.calibrating[:1])
@@ -148,12 +161,15 @@ def qualities(gguf: Path, text_file: Path, folder: Path, progress: Progress) -> 
     floats = _plain_floats(forward, folder / "floats", progress)
     for system, config in PEERS.items():
         measure = partial(of_onnxruntime, system, config)
-        yield from rows_of(ONNXRUNTIME, "quality", system, gguf.stem, measure)
+        yield from rows_of(ONNXRUNTIME, "quality", system, subject.name, measure)
 
 
 def _text(source: Checkpoint, file: Path, folder: Path) -> Text:
-    write_beside(source, folder / "tokenizer")
-    return read_text(file, open_tokenizer(folder / "tokenizer"), source.path, CONTEXT)
+    own = source.path
+    if not own.is_dir():
+        own = folder / "tokenizer"
+        write_beside(source, own)
+    return read_text(file, open_tokenizer(own), source.path, CONTEXT)
 
 
 def _graph(forward: Forward, index: Index, out: Path) -> Path:

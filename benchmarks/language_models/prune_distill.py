@@ -13,10 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from trained import BATCH, Scale, divided, train, write_tokenizer
 
 from edgebuild.generate import Decoder
 from edgebuild.llm._kernels_numpy import Floats
@@ -38,49 +35,20 @@ from edgebuild.llm.shrink import shrink
 from edgebuild.llm.sites import survey, weighed
 from edgebuild.llm.source import open_source
 from edgebuild.llm.store import Index, stored_size
-from edgebuild.llm.text import STRETCH, TOKENIZER, open_tokenizer
-from edgebuild.methods._distill_data import batch_numbers
-from edgebuild.methods._distill_train import rate_at
+from edgebuild.llm.text import STRETCH, open_tokenizer
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.language_model import Proof
 from edgebuild.vocabulary.units import Bytes
 from edgebuild.vocabulary.weight_format import WeightFormat
 
 SEEDS = range(3)
-# The last tenth of the text is seen by nothing before it proves.
-PROVING_PART, PROVING = 0.1, 16
-RATE, BATCH = 3e-3, 8
+# Stretches of the text that proves.
+PROVING = 16
 SHARES = Shares(ffn=0.5)
 # How the limits are found: what these take, of the network and of what is left of it.
 LIMIT = WeightFormat.parse("int4-g32-asym")
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large the networks are, and how long they learn: a few minutes a seed on two cores."""
-
-    hidden: int = 192
-    layers: int = 5
-    heads: int = 4
-    ffn: int = 512
-    vocabulary: int = 2048
-    steps: int = 240
-    distilled: int = 100
-
-    @property
-    def config(self) -> LlamaConfig:
-        return LlamaConfig(
-            hidden_size=self.hidden,
-            intermediate_size=self.ffn,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.heads // 2,
-            vocab_size=self.vocabulary,
-            max_position_embeddings=2 * STRETCH,
-            tie_word_embeddings=True,
-        )
 
 
 @dataclass(frozen=True)
@@ -107,12 +75,12 @@ def shrinkages(
 ) -> Iterator[Row]:
     """For each seed: rounding alone; pruned before it; and with training, by text or by teacher."""
     scale = scale or Scale()
-    learned, proving = _divided(text, folder)
-    _write_tokenizer(learned, folder, scale)
+    learned, proving = divided(text, folder)
+    write_tokenizer(learned, folder, scale)
     for seed in SEEDS:
         progress.say(f"shrink, seed {seed}")
         teacher = folder / f"teacher-{seed}"
-        _train(teacher, learned, scale, seed, progress)
+        train(teacher, learned, scale, seed, progress)
         yield from _compared(teacher, learned, proving, scale, seed, progress)
 
 
@@ -194,53 +162,3 @@ def _forward(folder: Path) -> Forward:
 def _weights(index: Index) -> int:
     """Bytes of the weights by themselves: pages of a file would hide the differences."""
     return sum(entry.layout.size(entry.rows, entry.inputs) for entry in index.entries)
-
-
-# ---- the networks
-
-
-def _divided(text: Path, folder: Path) -> tuple[Path, Path]:
-    """What is learned, and what proves."""
-    written = text.read_text(encoding="utf-8")
-    at = round(len(written) * (1 - PROVING_PART))
-    files = folder / "learned.txt", folder / "proving.txt"
-    for file, part in zip(files, (written[:at], written[at:]), strict=True):
-        file.write_text(part, encoding="utf-8")
-    return files
-
-
-def _write_tokenizer(text: Path, folder: Path, scale: Scale) -> None:
-    """Byte-level BPE, as GPT-2's."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=scale.vocabulary, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train([str(text)], trainer)
-    tokenizer.save(str(folder / TOKENIZER))
-
-
-def _train(out: Path, text: Path, scale: Scale, seed: int, progress: Progress) -> None:
-    """A network that has read the text, as transformers saves it."""
-    tokenizer = open_tokenizer(text.parent)
-    assert tokenizer is not None
-    tokens = tokenizer.tokens(text.read_text(encoding="utf-8"))
-    rows = torch.from_numpy(sequences_of(tokens, STRETCH, len(tokens), None))
-    torch.manual_seed(seed)
-    network = LlamaForCausalLM(scale.config)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.1)
-    with progress.step(f"train a teacher, seed {seed}", scale.steps) as bar:
-        for step in range(scale.steps):
-            some = rows[batch_numbers(step, BATCH, len(rows), seed)]
-            for group in optimizer.param_groups:
-                group["lr"] = RATE * rate_at(step, scale.steps)
-            loss = network(input_ids=some, labels=some).loss
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            bar.advance(f"{loss.item():.3f} nats")
-    network.save_pretrained(out)
-    shutil.copyfile(text.parent / TOKENIZER, out / TOKENIZER)

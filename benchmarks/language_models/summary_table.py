@@ -18,6 +18,7 @@ COLUMNS: Mapping[str, Sequence[tuple[str, str, str]]] = {
         ("peak RSS, MB", "peak_rss_mb", ".0f"),
     ),
     "quality": (
+        ("model", "model", ""),
         ("bytes", "bytes", ",d"),
         ("KL, nats", "kl", ".4f"),
         ("same first token", "top1", ".1%"),
@@ -49,15 +50,15 @@ COLUMNS: Mapping[str, Sequence[tuple[str, str, str]]] = {
 def write_table(results: Path) -> None:
     """Writes the .md beside the .json."""
     found = json.loads(results.read_text())
-    machine = found["machine"]
-    lines = [f"Measured on {machine['processor']}, {machine['cores']} cores, by `make bench-llm`."]
+    lines = ["Made by `make bench-llm` from llm.json."]
     for task, columns in COLUMNS.items():
         rows = [row for row in found["rows"] if row["task"] == task]
         if rows:
             titles = ["system", *(title for title, _, _ in columns)]
             seeds = len({row["seed"] for row in rows if "seed" in row})
             spread = f"Mean ± standard deviation of {seeds} seeds.\n" if seeds > 1 else ""
-            lines += ["", f"## {task}", "", *filter(None, [spread])]
+            machines = " and on ".join(dict.fromkeys(row["machine"] for row in rows))
+            lines += ["", f"## {task}", "", f"Measured on {machines}.", "", *filter(None, [spread])]
             lines += [_line(titles), _line(["-"] * len(titles))]
             lines += [_line(_cells(some, columns)) for some in _alike(rows)]
     results.with_suffix(".md").write_text("\n".join(lines) + "\n")

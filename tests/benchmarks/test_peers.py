@@ -96,13 +96,12 @@ def test_tables_give_reasons_instead_of_figures(tmp_path: Path) -> None:
         {"task": "decode", "system": "edgebuild", "model": "m", "tokens_per_s": 9.5, "bytes": 1000},
         {"task": "decode", "system": "other", "model": "m", "error": "other 1.0: a | b"},
     ]
-    machine = {"processor": "a CPU", "cores": 2}
     results = tmp_path / "llm.json"
-    results.write_text(json.dumps({"machine": machine, "rows": rows}))
+    results.write_text(json.dumps({"rows": [{**row, "machine": "a CPU"} for row in rows]}))
     write_table(results)
-    table = [
-        line for line in results.with_suffix(".md").read_text().splitlines() if line.startswith("|")
-    ]
+    written = results.with_suffix(".md").read_text()
+    assert "Measured on a CPU." in written
+    table = [line for line in written.splitlines() if line.startswith("|")]
     assert table[-2].startswith("| edgebuild | m | 1,000 | 9.5 |")
     assert table[-1].startswith("| other | m | failed: other 1.0: a \\| b |")
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1
