@@ -182,7 +182,10 @@ class _Builder:
         present = [f"present.{layer}.{part}" for part in ("key", "value")]
         mixed = f"{at}mixed"
         scales = self._cache_scales(layer)
-        projected, by_channel = (query, key, value), "PER_CHANNEL"
+        projected, by_channel = [query, key, value], "PER_CHANNEL"
+        if not scales:
+            # Halves beside halves: else all of the cache would become floats, and halves again.
+            projected = [self._node("Cast", [one], to=TensorProto.FLOAT16) for one in projected]
         eight_bits: dict[str, Attribute] = {
             "k_quant_type": by_channel,
             "v_quant_type": by_channel,
@@ -201,7 +204,7 @@ class _Builder:
             softcap=network.score_cap or 0.0,
             **(eight_bits if scales else {}),
         )
-        return mixed
+        return mixed if scales else self._as_float(mixed)
 
     def _cache_scales(self, layer: int) -> list[str]:
         """With the places that come before them in the list of inputs."""
@@ -222,7 +225,7 @@ class _Builder:
             for name, table in zip(
                 names, rotation.tables(self.network.head, self.context), strict=True
             ):
-                self._constant(name, table)
+                self._constant(name, table if self.cache.scales else table.astype(np.float16))
         return names
 
     def _activated(self, gate: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from llm.checkpoints import write_random_network
@@ -114,6 +115,24 @@ def test_cache_of_eight_bits_is_near_that_of_halves(tmp_path: Path) -> None:
     eight = packed(tmp_path, "fp32", Logits.ALL, CacheFormat(seen.cache_scales))
     found = eight.read(ids[0].tolist())
     assert 0 < np.abs(found - halves).max() < 0.1 * np.abs(halves).max()
+
+
+def test_a_cache_is_never_converted_as_a_whole(tmp_path: Path) -> None:
+    """Its buffers are as long as the context: each token would take as long as all of them."""
+    write_random_network(tmp_path, "llama")
+    packed(tmp_path, "int4-g16", Logits.LAST)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    file = tmp_path / "int4-g16" / f"{Logits.LAST}.onnx"
+    onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+    attentions = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
+    assert len(attentions) == 4
+    for layer, node in enumerate(attentions):
+        parts = ("key", "value")
+        assert list(node.input[3:5]) == [f"past_key_values.{layer}.{part}" for part in parts]
+        assert list(node.output[1:3]) == [f"present.{layer}.{part}" for part in parts]
 
 
 def test_importances_are_the_mean_squares_of_inputs(tmp_path: Path) -> None:
