@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+from edgebuild.llm._knapsack import MOST_REMOVED
 from edgebuild.llm.calibrate import Seen
 from edgebuild.llm.factors import factorized, names_of, offered
 from edgebuild.llm.forward import Forward
@@ -18,12 +19,16 @@ from edgebuild.llm.limit import Limit
 from edgebuild.llm.matrices import Costs
 from edgebuild.llm.mix import Layouts
 from edgebuild.llm.mixed import Mixed
-from edgebuild.llm.reduced import choose_reduced, is_tight
+from edgebuild.llm.reduced import SHARES, choose_reduced, is_tight
 from edgebuild.llm.reduction import NOTHING, Reduction, reduce
 from edgebuild.llm.sensitivity import Reference, sensitivities
 from edgebuild.llm.sequences import Tokens
-from edgebuild.llm.sites import survey, weighed
+from edgebuild.llm.sites import CHOICES, is_possible, layer_of, places, survey, weighed
+from edgebuild.llm.store import stored_size
 from edgebuild.vocabulary.contracts import Progress
+from edgebuild.vocabulary.decoder import Decoder
+from edgebuild.vocabulary.errors import InvalidQuantity
+from edgebuild.vocabulary.units import format_size
 
 T = TypeVar("T")
 
@@ -44,6 +49,26 @@ class Chosen:
     @property
     def changes_network(self) -> bool:
         return bool(self.reduction or self.ranks)
+
+
+def refuse_hopeless(decoder: Decoder, limit: Limit) -> None:
+    """Before anything is measured, which may take hours: by shapes alone, and with a margin.
+
+    Raises:
+        InvalidQuantity: not even half of the layers keep the limit, half as wide and in the fewest
+            bits.
+    """
+    least = float(limit.apart)
+    for weights, names in places(decoder):
+        possible = (each for each in CHOICES if is_possible(weights, each))
+        size = len(names) * min(stored_size(weights, layout) for layout in possible)
+        is_in_layer = layer_of(names[0][0]) is not None
+        least += size * (1 - MOST_REMOVED) * min(SHARES) if is_in_layer else size
+    if limit.size < least:
+        raise InvalidQuantity(
+            f"{format_size(limit.size)} are too few for {decoder.name}: even half of its layers, "
+            f"half as wide and in the fewest bits, take {format_size(least)} with all else"
+        )
 
 
 def choose_on_text(

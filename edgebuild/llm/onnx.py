@@ -13,7 +13,7 @@ from typing import ClassVar
 from edgebuild.generate import GRAPH
 from edgebuild.llm.calibrate import Seen, calibrate, save_importances
 from edgebuild.llm.checkpoint import FLOAT_METHODS, Checkpoint
-from edgebuild.llm.chosen import Chosen, choose_on_text, left_of
+from edgebuild.llm.chosen import Chosen, choose_on_text, left_of, refuse_hopeless
 from edgebuild.llm.convert import OWN_FILES, convert
 from edgebuild.llm.engines import ONNXRUNTIME, Engine
 from edgebuild.llm.genai import FILE as GENAI
@@ -52,8 +52,13 @@ class Onnx:
     own_files: ClassVar[Sequence[str]] = OWN_FILES
 
     def refuse(self, source: Checkpoint, target: Target, wanted: Wanted) -> None:
-        """Heads that the graph cannot turn; what cannot be converted is told as it is read."""
+        """Heads that the graph cannot turn, and hopeless limits.
+
+        What cannot be converted is told as it is read.
+        """
         _refuse_odd_heads(read_network(source))
+        if wanted.limit:
+            refuse_hopeless(source.decoder, Limit.of(source.decoder, wanted.limit))
 
     def pack(self, job: Job, out: Path, progress: Progress) -> Written:
         seen = _seen(job, progress)

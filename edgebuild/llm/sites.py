@@ -116,7 +116,7 @@ def survey(
     with progress.step("see what rounding loses", len(sites)) as bar:
         for weights, names in sites:
             entry = Entry(names[0][0], weights.role, weights.shape, KEPT, (), names[0][1])
-            possible = [layout for layout in choices if _is_possible(weights, layout)][:most]
+            possible = [layout for layout in choices if is_possible(weights, layout)][:most]
             losses = _losses(checkpoint, entry, importances.of(entry), possible, is_searched)
             roundings = (
                 rounding_of(weights, len(names), layout, loss)
@@ -161,7 +161,7 @@ def places(decoder: Decoder) -> Iterator[tuple[Weights, list[tuple[str, str]]]]:
             yield one, list(one.names())
 
 
-def _is_possible(weights: Weights, layout: WeightFormat) -> bool:
+def is_possible(weights: Weights, layout: WeightFormat) -> bool:
     """Rows that are looked up must be whole blocks."""
     is_looked_up = weights.role is not Role.MATRIX
     return layout.is_float or not is_looked_up or weights.inputs % layout.block == 0

@@ -37,6 +37,7 @@ from edgebuild.vocabulary.errors import (
     ParityLost,
 )
 from edgebuild.vocabulary.language_model import LanguageModel
+from edgebuild.vocabulary.units import Bytes
 from edgebuild.vocabulary.verdict import Status
 
 CHAT = (
@@ -209,6 +210,21 @@ def test_heads_that_onnxruntime_cannot_turn_are_refused_before_anything_is_writt
     with pytest.raises(NotExportable, match="has heads of 24: .* multiples of 16 alone"):
         built(source, tmp_path / "dist")
     assert not (tmp_path / "dist").exists()
+
+
+def test_a_hopeless_limit_is_refused_before_anything_is_touched(
+    checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
+    built(checkpoint, tmp_path / "dist")
+    with pytest.raises(InvalidQuantity, match=r"5 kB are too few for .*: even half of its layers"):
+        built(checkpoint, tmp_path / "dist", weights=None, limit=Bytes(5_000), text=text)
+    assert load_model(tmp_path / "dist").weights_bytes > 5_000
+    assert verify_model(tmp_path / "dist", Silence()) > 5
+
+
+def test_a_context_that_nobody_asked_for_is_what_the_network_was_made_for(tmp_path: Path) -> None:
+    write_random_network(tmp_path / "model", "llama", max_position_embeddings=160)
+    assert built(tmp_path / "model", tmp_path / "dist", context=None).context == 160
 
 
 def test_another_network_is_no_proof(
