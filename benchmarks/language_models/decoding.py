@@ -35,7 +35,8 @@ from edgebuild.llm.store import DATA
 from edgebuild.vocabulary.contracts import Progress
 
 CONTEXT = 512
-UNIFORM = "int4-g32-asym"
+# As llama.cpp's Q4_0 and the builder's default: a scale for each 32 weights, and no zero points.
+UNIFORM = "int4-g32"
 # Gigabytes of the random checkpoint: the builder that is compared with cannot read Gemma.
 RANDOM = 1.0
 
