@@ -55,8 +55,8 @@ from edgebuild.vocabulary.units import format_size, format_time
 CHUNK = 2**20
 # Of packed matrices, which are read by columns: more at once, and fewer reads.
 PACKED_CHUNK = 2**22
-# Of each the memory grows by a few chunks.
-MOST_WORKERS = 8
+# Each takes memory for a few chunks, and four outrun most disks.
+MOST_WORKERS = 4
 # How many bytes a step of progress stands for.
 STEP = 16_000_000
 # By these a folder is known as the place of a conversion.
