@@ -134,7 +134,8 @@ def build(
     power: Annotated[str | None, typer.Option(help="Above idle, at --rate: 3W.")] = None,
     rate: Annotated[str | None, typer.Option(help="Inferences a second: 30/s.")] = None,
     accuracy_drop: Annotated[
-        str | None, typer.Option(help="Points of score below the network's own: 1%.")
+        str | None,
+        typer.Option(help="Points of a score from 0 to 1, or a share of another: 1%."),
     ] = None,
     formats: Annotated[
         list[str] | None,

@@ -15,6 +15,7 @@ from edgebuild.report._timeline import timeline
 from edgebuild.vocabulary.artifact import Arithmetic
 from edgebuild.vocabulary.measurement import Evidence
 from edgebuild.vocabulary.trial import Trial
+from edgebuild.vocabulary.workload import whole_drop
 
 # The figures that open the report, as far as there are any.
 HEADLINES: Mapping[str, str] = {
@@ -105,8 +106,7 @@ def _frontiers(manifest: Manifest, chosen: Trial) -> list[Chart]:
     """Score against the median, and against the p99 that the budget is about."""
     score = manifest.workload.float_score["validation"]
     drop = manifest.budget.accuracy_drop
-    # As the budget counts it: in points, and as a share of scores that are beyond 1.
-    lowest = None if drop is None else score - drop * max(abs(score), 1.0)
+    lowest = None if drop is None else score - drop * whole_drop(score)
     limit = manifest.budget.latency_p99
     drawn = (
         frontier(

@@ -168,7 +168,8 @@ def _chosen_table(manifest: Manifest) -> Table:
     table.add_row("layers", manifest.recipe.summary)
     table.add_row(
         "test score",
-        f"{figures['score'].value:.4f} (network in float: {floats['test']:.4f}, "
+        f"{words.format_score(figures['score'].value)} (network in float: "
+        f"{words.format_score(floats['test'])}, "
         f"{manifest.workload.samples['test']} samples), {words.evidence(figures['score'])}",
     )
     for name in ("latency_p50", "host_latency_p99"):

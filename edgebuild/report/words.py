@@ -47,6 +47,8 @@ FORMATS: Mapping[str, Callable[[float], str]] = {
     "energy_floor": format_energy,
 }
 # What a table of trials shows of each, in order.
+# Below this, four digits after the point leave less than three of a score.
+LEAST_SCORE = 0.1
 TRIED = ("score", "storage", "latency_p50", "latency_p99", "memory", "integer_kernels")
 TRIED_TITLES: Mapping[str, str] = {
     "score": "score (validation)",
@@ -79,12 +81,12 @@ def value(name: str, figure: Figure) -> str:
 def brief(name: str, figure: Figure) -> str:
     """ "4.3 ms", or "~4.3 ms" for an estimate."""
     mark = "~" if figure.evidence.is_estimate else ""
-    return mark + FORMATS.get(name, _format_score)(figure.value)
+    return mark + FORMATS.get(name, format_score)(figure.value)
 
 
 def interval(name: str, figure: Figure) -> str:
     """ "1.7 ms to 13 ms", "at least 1.7 ms" where that is all one can say, or nothing."""
-    form = FORMATS.get(name, _format_score)
+    form = FORMATS.get(name, format_score)
     if figure.low is not None and not figure.is_bounded:
         return f"at least {form(figure.low)}"
     if figure.low is None or figure.high is None:
@@ -101,8 +103,10 @@ def with_interval(figure: Figure, form: Callable[[float], str]) -> str:
     return f"{mark}{form(figure.value)} ({form(low)} to {form(high)}), {figure.evidence}"
 
 
-def _format_score(score: float) -> str:
-    return f"{score:.4f}"
+def format_score(score: float) -> str:
+    """Four digits after the point; of what is too small for that, such as an error, four at all."""
+    is_small = 0 < abs(score) < LEAST_SCORE
+    return f"{score:.4g}" if is_small else f"{score:.4f}"
 
 
 def percentile(found: Percentile) -> str:

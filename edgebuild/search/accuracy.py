@@ -10,17 +10,22 @@ import numpy as np
 from edgebuild.samples import StoredSamples
 from edgebuild.search.case import Case
 from edgebuild.vocabulary.errors import InvalidWorkload
+from edgebuild.vocabulary.workload import whole_drop
 
 # Neighbors in a split are often alike (frames of one video), so whole blocks are left out.
 BLOCKS = 10
 CONFIDENCE = 0.95
+# So many samples may be lost at most, with that confidence, where none of many was.
+UNSEEN = 3.0
+# Outputs are the same network's if they differ by no more than this share of the largest one.
+ROUNDINGS = 1e-3
 
 
 @dataclass(frozen=True)
 class Accuracy:
     """A score, what it lacks of the network's own, and what it lacks at most, at 95 % confidence.
 
-    What is lost is a share of the network's score, and of one below 1 in the score's own points.
+    What is lost is in the points of a score from 0 to 1, and of any other a share of its size.
     `most_lost` is None where the score can only be taken of a whole split.
     """
 
@@ -33,7 +38,9 @@ def accuracy_of(case: Case, outputs: list[np.ndarray], samples: StoredSamples) -
     """Compares an artifact's outputs over a split with the network's own.
 
     The bound is from the jackknife over blocks of neighboring samples (Kunsch, "The jackknife and
-    the bootstrap for general stationary observations", 1989), both scores on the same samples.
+    the bootstrap for general stationary observations", 1989), both scores on the same samples. Of
+    scores from 0 to 1 no fewer doubts are left than by the rule of three: that none of 20 samples
+    was lost does not say that none in a hundred will be.
 
     Raises:
         InvalidWorkload: the score function fails, or gives no number.
@@ -42,21 +49,39 @@ def accuracy_of(case: Case, outputs: list[np.ndarray], samples: StoredSamples) -
 
     def scores(rows: np.ndarray | None = None) -> tuple[float, float]:
         own, other = (case.score(each, samples, rows) for each in (reference, outputs))
-        return other, (own - other) / max(abs(own), 1.0)
+        return own, other
 
-    score, lost = scores()
+    own, score = scores()
+    lost = _lost(own, score)
     blocks = min(BLOCKS, len(samples))
     if blocks < 2 or any(len(output) != len(samples) for output in outputs):
         return Accuracy(score, lost)
     try:
-        parts = np.array([scores(rows)[1] for rows in _all_but_a_block(len(samples), blocks)])
+        parts = np.array([_lost(*scores(rows)) for rows in _all_but_a_block(len(samples), blocks)])
     except InvalidWorkload:
         return Accuracy(score, lost)
     # Imported here: scipy.stats takes a second.
     from scipy.stats import t
 
     error = np.sqrt((blocks - 1) / blocks * np.square(parts - parts.mean()).sum())
-    return Accuracy(score, lost, lost + float(t.ppf(CONFIDENCE, blocks - 1) * error))
+    wide = float(t.ppf(CONFIDENCE, blocks - 1))
+    if 0 <= own <= 1 and not _answer_alike(reference, outputs):
+        error = np.hypot(error, UNSEEN / wide / len(samples))
+    return Accuracy(score, lost, lost + wide * float(error))
+
+
+def _lost(own: float, score: float) -> float:
+    return (own - score) / whole_drop(own)
+
+
+def _answer_alike(reference: list[np.ndarray], outputs: list[np.ndarray]) -> bool:
+    """Whether they differ by roundings alone, which hardly ever decide anything."""
+    pairs = zip(reference, outputs, strict=True)
+    return all(
+        np.abs(np.subtract(a, b, dtype=float)).max(initial=0)
+        <= ROUNDINGS * np.abs(a).max(initial=0)
+        for a, b in pairs
+    )
 
 
 def _all_but_a_block(count: int, blocks: int) -> Iterator[np.ndarray]:

@@ -105,8 +105,8 @@ class Budget:
 
     `storage` is the model file's size on the device, `download` what it takes in an archive.
 
-    `accuracy_drop` is in points of the score below the network's own (1 % is 0.01 of a score from
-    0 to 1), and a share of the network's score where that is beyond 1.
+    `accuracy_drop` is in points of the score below the network's own (1 % is 0.01) where that is
+    from 0 to 1, and a share of any other score, such as a negative error.
     """
 
     latency_p99: Seconds | None = None

@@ -12,6 +12,14 @@ if TYPE_CHECKING:
 Score = Callable[[Any, Any], float]
 
 
+def whole_drop(score: float) -> float:
+    """What a drop of 100 % is: one of a score from 0 to 1; of another, such as an error, its size.
+
+    An error of 1e-4 that has doubled has lost 100 %, and not 0.01.
+    """
+    return 1.0 if 0 <= score <= 1 else abs(score)
+
+
 class IndexableSplit(Protocol):
     """Samples by number, such as a list or a torch Dataset."""
 

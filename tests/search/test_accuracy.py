@@ -63,6 +63,34 @@ def test_an_artifact_that_answers_alike_loses_nothing(case: Case) -> None:
     assert (found.score, found.lost, found.most_lost) == (1.0, 0.0, 0.0)
 
 
+def test_that_none_was_lost_does_not_say_that_none_will_be(case: Case) -> None:
+    """Answers that differ, and decide nothing here: by the rule of three."""
+    far = [0.9 * each + 0.05 for each in outputs(np.zeros(COUNT, bool))]
+    found = accuracy_of(case, far, case.validation)
+    assert (found.score, found.lost) == (1.0, 0.0)
+    assert found.most_lost == pytest.approx(3 / COUNT)
+    few = [each[:16] for each in far]
+    assert accuracy_of(case, few, case.test).most_lost == pytest.approx(3 / 16)
+    near = [each * (1 + 1e-6) for each in outputs(np.zeros(COUNT, bool))]
+    assert accuracy_of(case, near, case.validation).most_lost == 0.0
+
+
+@pytest.mark.parametrize("size", [1e-4, 0.5, 30.0])
+def test_what_an_error_loses_is_a_share_of_it(size: float, case: Case) -> None:
+    """The same artifact, whatever the unit of the labels."""
+
+    def negative_error(outputs: Any, labels: Any) -> float:
+        return -size * float(np.mean((outputs[:, 0] - 3 - np.asarray(labels)) ** 2))
+
+    other = replace(case, workload=replace(case.workload, score=negative_error))
+    answers = [0.9 * each for each in outputs(np.zeros(COUNT, bool))]
+    found = accuracy_of(other, answers, other.validation)
+    # 2² and 4² on average, and 2.1² and 4² then.
+    assert found.lost == pytest.approx((2.1**2 - 2**2) / (2**2 + 4**2), rel=1e-3)
+    assert found.most_lost is not None
+    assert found.most_lost == pytest.approx(found.lost, rel=0.1)
+
+
 def test_the_bound_holds_for_the_true_loss_about_as_often_as_it_says(case: Case) -> None:
     rate, draws = 0.1, np.random.default_rng(0)
     found = [
@@ -94,4 +122,4 @@ def test_without_a_score_it_is_the_agreement_that_is_lost(case: Case) -> None:
     other = replace(case, workload=replace(case.workload, score=None))
     found = accuracy_of(other, outputs(np.arange(COUNT) % 10 == 0), other.validation)
     assert found.lost == pytest.approx(0.1)
-    assert found.most_lost == pytest.approx(0.1)
+    assert found.most_lost == pytest.approx(0.1 + 3 / COUNT)
