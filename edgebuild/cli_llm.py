@@ -61,8 +61,11 @@ def convert(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write, or to go on in.")],
     precision: Annotated[
-        str, typer.Option(help="fp16, int8, int4-g128, int4-g32-asym, int4-g32+int8-head, …")
-    ] = "int4-g32",
+        str | None,
+        typer.Option(
+            help="fp16, int8, int4-g128, int4-g32-asym, int4-g32+int8-head, …; int4-g32 unless set."
+        ),
+    ] = None,
     size: Annotated[
         str | None, typer.Option(help="Instead: bits by matrix, to lose least in so much: 4.2GB.")
     ] = None,
@@ -87,10 +90,11 @@ def convert(
     from edgebuild.report.fit import show_converted
     from edgebuild.vocabulary.units import parse_size
 
-    if size and read_size:
-        raise InputError("give --size or --read, not both")
+    given = {"--precision": precision, "--size": size, "--read": read_size}
+    if len(named := [name for name, value in given.items() if value]) > 1:
+        raise InputError(f"give {' or '.join(named)}, not both")
     limit = parse_size(text) if (text := size or read_size) else None
-    uniform = Mix.parse(precision)
+    uniform = Mix.parse(precision or "int4-g32")
     read = open_source(checkpoint)
     importances = choose_importances(read, importance)
     console = terminal.stderr()
@@ -333,4 +337,5 @@ def _say(pieces: Iterator[str]) -> None:
 def refuse_options(given: Mapping[str, object], kind: str) -> None:
     """Refuses what does not apply to this kind of model, instead of passing it over."""
     if named := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
-        raise InputError(f"{', '.join(named)} is not for {kind}")
+        verb = "is" if len(named) == 1 else "are"
+        raise InputError(f"{', '.join(named)} {verb} not for {kind}")

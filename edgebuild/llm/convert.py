@@ -114,6 +114,8 @@ def convert(
     began = time.monotonic()
     with _claimed(out, end_of(entries)) as data:
         journal = Journal(out / JOURNAL, identity)
+        if journal.is_of_another:
+            progress.say(f"{out} holds what another conversion has written: it is replaced")
         finished = _still_intact(journal, entries, data, progress)
         left = [entry for entry in entries if entry.name not in finished]
         if left:

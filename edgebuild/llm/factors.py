@@ -32,6 +32,8 @@ from edgebuild.vocabulary.weight_format import WeightFormat
 # may take.
 LAYOUT = WeightFormat.parse("int4-g32-asym")
 SHARES = (0.85, 0.7, 0.55, 0.4)
+# What one more matrix takes of the graph at most: its node, and where its arrays lie.
+NODE = 1000
 # Larger matrices take too long to decompose, and too much memory: 2048 x 2048 takes 0.2 GB.
 MOST_ELEMENTS = 2**22
 # Rows of the second factor that tell what rounding both loses.
@@ -171,7 +173,7 @@ def _rounding(decomposed: Decomposed, weights: Weights, rank: int) -> Rounding:
         for outputs, inputs in ((rank, weights.inputs), (weights.outputs, rank))
     ]
     stored, read = (sum(side) for side in zip(*((p.stored, p.read) for p in parts), strict=True))
-    return Rounding(LAYOUT, lost, stored, read, rank)
+    return Rounding(LAYOUT, lost, stored + NODE, read, rank)
 
 
 def _weights(whole: Checkpoint, ranks: Mapping[str, int]) -> Iterator[Weights]:

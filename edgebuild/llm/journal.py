@@ -21,13 +21,15 @@ class Journal:
     path: Path
     identity: str
 
+    @property
+    def is_of_another(self) -> bool:
+        """Whether another conversion has noted tensors here."""
+        return len(lines := self._lines()) > 1 and not self._is_own(lines)
+
     def read(self) -> dict[str, list[str]]:
         """The tensors of this very conversion; after another one, the journal begins anew."""
-        try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
-            lines = []
-        if not lines or _parsed(lines[0]) != ["conversion", self.identity]:
+        lines = self._lines()
+        if not self._is_own(lines):
             self.path.write_text(json.dumps(["conversion", self.identity]) + "\n")
             return {}
         found = {}
@@ -41,6 +43,15 @@ class Journal:
     def append(self, name: str, hashes: Sequence[str]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([name, list(hashes)]) + "\n")
+
+    def _lines(self) -> list[str]:
+        try:
+            return self.path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            return []
+
+    def _is_own(self, lines: Sequence[str]) -> bool:
+        return bool(lines) and _parsed(lines[0]) == ["conversion", self.identity]
 
     def _end_last_line(self) -> None:
         """What was cut off in the middle must not take the next line with it."""

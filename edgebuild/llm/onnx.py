@@ -29,7 +29,7 @@ from edgebuild.llm.packing import Job, Wanted, Written
 from edgebuild.llm.proof import prove
 from edgebuild.llm.save import write_settings
 from edgebuild.llm.sites import survey
-from edgebuild.llm.store import Index
+from edgebuild.llm.store import SCHEMA, Index, lay_out
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.decoder import Role
 from edgebuild.vocabulary.errors import InputError, NotExportable
@@ -37,6 +37,7 @@ from edgebuild.vocabulary.fit import Option
 from edgebuild.vocabulary.target import Target
 from edgebuild.vocabulary.units import Bytes
 
+LARGEST, PLAIN = Mix.parse("int4-g16-asym"), Mix.parse("fp16")
 # Stretches of the text that tell what errors cost: each is run some thirty times.
 MEASURED = 1
 # Elements of a head that onnxruntime's attention can turn.
@@ -56,9 +57,11 @@ class Onnx:
 
         What cannot be converted is told as it is read.
         """
-        _refuse_odd_heads(read_network(source))
+        network = read_network(source)
+        _refuse_odd_heads(network)
         if wanted.limit:
-            refuse_hopeless(source.decoder, Limit.of(source.decoder, wanted.limit))
+            context = wanted.context_of(source.decoder)
+            refuse_hopeless(source.decoder, _limit(wanted.limit, network, context, HALVES))
 
     def pack(self, job: Job, out: Path, progress: Progress) -> Written:
         seen = _seen(job, progress)
@@ -67,7 +70,7 @@ class Onnx:
         # Beside the bundle: factors may be too large for /tmp.
         with tempfile.TemporaryDirectory(prefix=".edgebuild-", dir=out.parent) as scratch:
             importances = _importances(job.checkpoint, seen, Path(scratch))
-            whole, chosen = job.forward, _chosen(job, importances, seen, progress)
+            whole, chosen = job.forward, _chosen(job, importances, seen, cache, progress)
             if seen and chosen.changes_network:
                 left, chosen = left_of(whole, chosen, seen, Path(scratch) / "factors")
                 job = replace(job, forward=left)
@@ -132,10 +135,16 @@ def _importances(source: Checkpoint, seen: Seen | None, scratch: Path) -> Import
     return choose_importances(source, save_importances(seen, scratch / "importances.safetensors"))
 
 
-def _chosen(job: Job, importances: Importances, seen: Seen | None, progress: Progress) -> Chosen:
+def _chosen(
+    job: Job,
+    importances: Importances,
+    seen: Seen | None,
+    cache: CacheFormat,
+    progress: Progress,
+) -> Chosen:
     if job.limit is None:
         return Chosen(Mix.parse(job.option.precision))
-    limit = Limit.of(job.checkpoint.decoder, job.limit)
+    limit = _limit(job.limit, job.forward.network, job.option.context, cache)
     if job.text is None or seen is None:
         chosen = Chosen(choose(survey(job.checkpoint, importances, progress), limit))
     else:
@@ -143,6 +152,17 @@ def _chosen(job: Job, importances: Importances, seen: Seen | None, progress: Pro
         chosen = choose_on_text(job.forward, some, limit, importances, seen, progress)
     progress.say(f"chosen: {chosen.layouts}")
     return chosen
+
+
+def _limit(size: Bytes, network: Network, context: int, cache: CacheFormat) -> Limit:
+    """Of both files: the graph's tables of positions are no small part of a small network."""
+    decoder = network.decoder
+    found = Limit.of(decoder, size)
+    # Of all layouts the one with the most arrays, where the embedding can have it.
+    entries = lay_out(decoder, LARGEST if decoder.hidden % LARGEST.body.block == 0 else PLAIN)
+    index = Index(SCHEMA, decoder.name, decoder.family, "", entries)
+    graph = decoder_graph(network, index, context, cache).ByteSize()
+    return replace(found, apart=Bytes(found.apart + graph))
 
 
 def _notes(chosen: Chosen, whole: Network) -> Iterator[str]:

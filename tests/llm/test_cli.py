@@ -80,6 +80,17 @@ def test_bits_by_matrix_keep_a_size(tmp_path: Path) -> None:
     assert edgebuild(*words, "--size", "1 GB", "--read", "1 GB").returncode == 2
 
 
+def test_a_precision_beside_a_size_is_refused(tmp_path: Path) -> None:
+    folder = str(write_checkpoint(tmp_path / "model"))
+    words = ["convert", folder, "-o", str(tmp_path / "out"), "--size", "1MB"]
+    for option, value in (("--precision", "int8"), ("--read", "1MB")):
+        done = edgebuild(*words, option, value)
+        assert done.returncode == 2
+        assert "not both" in done.stderr
+        assert option in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_build_bench_verify_and_chat(tmp_path: Path) -> None:
     folder, out = tmp_path / "tiny", str(tmp_path / "dist")
     write_random_network(folder, "llama", num_hidden_layers=1)
@@ -111,7 +122,7 @@ def test_options_of_other_networks_are_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "tiny")
     done = edgebuild("build", str(folder), "-t", "phone-12gb", "--minutes", "3", "--latency", "9ms")
     assert done.returncode == 2
-    assert "--latency, --minutes is not for language models" in done.stderr
+    assert "--latency, --minutes are not for language models" in done.stderr
     both = edgebuild(
         "build", str(folder), "-t", "phone-12gb", "--format", "onnx", "--format", "tflite"
     )

@@ -38,10 +38,11 @@ SMALL_CHUNK = 1000
 
 
 class Silence:
-    """Progress that remembers the notes of its steps."""
+    """Progress that remembers the notes of its steps, and what was said."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.said: list[str] = []
 
     @contextmanager
     def step(self, title: str, total: int | None = None) -> Iterator[Silence]:
@@ -51,7 +52,7 @@ class Silence:
         self.notes.append(note)
 
     def say(self, text: str) -> None:
-        pass
+        self.said.append(text)
 
 
 @pytest.fixture(autouse=True)
@@ -263,9 +264,15 @@ def test_what_was_damaged_since_is_made_anew(tmp_path: Path) -> None:
 
 def test_another_precision_begins_anew(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "model")
-    converted(checkpoint, tmp_path / "out", "int8")
-    done = converted(checkpoint, tmp_path / "out", "int4")
+    progress = Silence()
+    for _ in range(2):
+        convert(load_checkpoint(checkpoint), tmp_path / "out", Mix.parse("int8"), progress)
+    assert not progress.said
+    done = convert(load_checkpoint(checkpoint), tmp_path / "out", Mix.parse("int4"), progress)
     assert done.resumed == 0
+    assert progress.said == [
+        f"{tmp_path / 'out'} holds what another conversion has written: it is replaced"
+    ]
     assert (tmp_path / "out" / DATA).stat().st_size == done.index.size
 
 
