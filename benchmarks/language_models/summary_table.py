@@ -20,7 +20,7 @@ COLUMNS: Mapping[str, Sequence[tuple[str, str, str]]] = {
     "quality": (
         ("model", "model", ""),
         ("bytes", "bytes", ",d"),
-        ("KL, nats", "kl", ".4f"),
+        ("KL, nats", "kl", ".3g"),
         ("same first token", "top1", ".1%"),
         ("perplexity", "perplexity", ".4g"),
         ("of the floats", "float_perplexity", ".4g"),
