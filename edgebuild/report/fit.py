@@ -85,18 +85,24 @@ def _cells(mark: str, option: Option) -> tuple[str, ...]:
         format_size(needs.total),
         needs.loading,
         str(option.longest_context or "–"),
-        f"{speed.decode:.3g}",
+        f"{_rounded(speed.decode)}",
     )
+
+
+def _rounded(rate: float) -> str:
+    """Three digits that count, and thousands as such."""
+    return f"{float(f'{rate:.3g}'):,.10g}"
 
 
 def _verdict(option: Option) -> str:
     """ "m at int4-g32 fits: 5.2 GB with 4096 tokens; about 8 tokens/s …"."""
     speed = option.speed
     sustained = speed.decode_sustained
-    lasting = f", {sustained:.3g} when it is hot" if sustained is not None else ""
+    lasting = f", {_rounded(sustained)} when it is hot" if sustained is not None else ""
+    decode, bound, prompt = map(_rounded, (speed.decode, speed.decode_bound, speed.prefill_bound))
     return (
         f"{option.model} at {option.precision} fits: {format_size(option.needs.total)} with "
-        f"{option.context} tokens; about {speed.decode:.3g} tokens/s{lasting}, never more than "
-        f"{speed.decode_bound:.3g}; a prompt at {speed.prefill_bound:.3g} tokens/s at most; "
+        f"{option.context} tokens; about {decode} tokens/s{lasting}, never more than {bound}; "
+        f"a prompt at {prompt} tokens/s at most; "
         f"{format_energy(speed.energy_floor)} a token at least, for memory alone"
     )

@@ -33,6 +33,8 @@ from edgebuild.vocabulary.verdict import BudgetLine, Status
 if TYPE_CHECKING:
     from edgebuild.bundles.bench import Benched
 
+# Columns of a file or a pipe, which has none of its own: rich's eighty would cut tables off.
+WIDTH = 160
 COLORS = {
     Status.MET: "green",
     Status.PREDICTED: "cyan",
@@ -43,7 +45,9 @@ COLORS = {
 
 def stderr() -> Console:
     """A console on a descriptor of its own, so that silencing a library does not silence it."""
-    return Console(file=os.fdopen(os.dup(2), "w"), highlight=False)
+    file = os.fdopen(os.dup(2), "w")
+    has_width = file.isatty() or "COLUMNS" in os.environ
+    return Console(file=file, highlight=False, width=None if has_width else WIDTH)
 
 
 class Bars:

@@ -14,6 +14,7 @@ from edgebuild.search.plan import (
     GAP,
     Limits,
     Menu,
+    Plan,
     fastest,
     nearest,
     offers_of,
@@ -119,7 +120,7 @@ def first_shapes(
     # Students come with the largest first.
     for offer in students[len(students) // (4 if places is BEFORE else 2) :][:1]:
         if training.is_possible:
-            yield from _realized(menus, [offer], training)
+            yield from _realized(menus, [offer], training, limits)
 
 
 def _between(
@@ -171,7 +172,7 @@ def next_shapes(
         latency = max(wished, least)
         yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
     if training.is_possible:
-        yield from _another_student(menus, students, attempts, wishes, training)
+        yield from _another_student(menus, students, attempts, wishes, training, limits)
 
 
 def _planned(
@@ -184,23 +185,31 @@ def _planned(
     found = plan(first, limits, beliefs.weight) if recovering else plan(first, limits)
     found = found or nearest(first, limits)
     offers = offers_of(first, found.reshaped)
-    yield from _realized(menus, offers, training)
+    yield from _realized(menus, offers, training, limits)
 
 
 def _realized(
-    menus: Mapping[str, Menu], offers: Sequence[Offer], training: Training
+    menus: Mapping[str, Menu], offers: Sequence[Offer], training: Training, limits: Limits
 ) -> Iterator[Proposal]:
     """One network in the formats that should be fast, with precisions that are and lose little."""
     work = work_of(next(iter(menus.values())), offers)
     shape = recovered(offers, training, work)
     planned = []
     for name, menu in menus.items():
-        settled = settle(menu, offers)
-        quickest = fastest(settled)
-        found = plan(settled, Limits(latency=quickest.latency * SLACK)) or quickest
+        found = _quick(settle(menu, offers), limits)
         planned.append(Proposal("", name, shape, found.precisions, found.latency, work))
     least = min(proposal.latency for proposal in planned)
     yield from (named(proposal) for proposal in planned if proposal.latency <= CLOSE * least)
+
+
+def _quick(menu: Menu, limits: Limits) -> Plan:
+    """Of the fast precisions those that lose little; slower ones where bytes want them."""
+    quickest = fastest(menu)
+    kept = replace(limits, latency=quickest.latency * SLACK)
+    found = plan(menu, kept)
+    if found is None and min(limits.storage, limits.memory) < math.inf:
+        found = plan(menu, replace(limits, latency=math.inf)) or nearest(menu, kept)
+    return found or quickest
 
 
 def _another_student(
@@ -209,6 +218,7 @@ def _another_student(
     attempts: Sequence[Attempt],
     wishes: Sequence[float],
     training: Training,
+    limits: Limits,
 ) -> Iterator[Proposal]:
     """The student that comes nearest to a latency that is wished, of those that were not tried."""
     tried = {place for attempt in attempts for place in attempt.proposal.reshaped}
@@ -221,7 +231,7 @@ def _another_student(
         for wished in wishes
     ]
     if distances and min(distances)[0] < math.log(NEAR):
-        yield from _realized(menus, [fresh[min(distances)[1]]], training)
+        yield from _realized(menus, [fresh[min(distances)[1]]], training, limits)
 
 
 def work_of(menu: Menu, offers: Sequence[Offer]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -36,9 +37,12 @@ def menus() -> dict[str, Menu]:
 
 
 def first(
-    menus: dict[str, Menu], *opened: Attempt, training: Training = TRAINING
+    menus: dict[str, Menu],
+    *opened: Attempt,
+    training: Training = TRAINING,
+    limits: Limits | None = None,
 ) -> list[Proposal]:
-    return list(first_shapes(opened, menus, [STUDENT], Limits(), training, Beliefs()))
+    return list(first_shapes(opened, menus, [STUDENT], limits or Limits(), training, Beliefs()))
 
 
 def test_every_network_is_proposed_in_every_format(menus: dict[str, Menu]) -> None:
@@ -88,6 +92,23 @@ def test_the_first_plans_are_not_so_fast_that_nothing_could_learn(
         monkeypatch.setattr(propose, "DEEPEST", deepest)
         quickest[deepest] = min(one.latency for one in first(menus)[:-2])
     assert quickest[1.2] > quickest[1e6] * 1.1
+
+
+def test_networks_are_rounded_where_bytes_want_it_and_time_does_not() -> None:
+    """Integers that are no faster than floats."""
+    slow = menu(*WIDTHS)
+    slow = replace(slow, seconds=lambda shape, _: seconds(shape, Precision.FP32))
+    menus = {"onnx": slow, "tflite": slow}
+    stored = {}
+    for storage in (math.inf, 0.3 * whole(slow).storage):
+        found = first(menus, limits=Limits(storage=storage))
+        stored[storage] = [
+            appraise(slow, offers_of(slow, one.reshaped), one.precisions).storage
+            for one in found
+            if "student" not in one.name
+        ]
+        assert max(stored[storage]) <= storage
+    assert max(stored[math.inf]) > 0.3 * whole(slow).storage
 
 
 def test_what_is_changed_is_trained_and_what_is_not_is_not(menus: dict[str, Menu]) -> None:
