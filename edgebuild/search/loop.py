@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from edgebuild.search.learn import believed, learn
 from edgebuild.search.make import make
 from edgebuild.search.measure import measure
 from edgebuild.search.menus import menus
-from edgebuild.search.plan import Limits, settle, whole
+from edgebuild.search.plan import Limits, appraise, settle, whole
 from edgebuild.search.propose import (
     Attempt,
     Proposal,
@@ -309,7 +310,21 @@ def _limits(case: Case, found: Found) -> Limits:
     # Weights without zeros are hardly smaller in an archive.
     sizes = [size for size in (budget.storage, budget.download) if size is not None]
     memory = (budget.memory or math.inf) / _memory_factor(found)
-    return Limits(latency, min(sizes, default=math.inf), memory)
+    storage = max(min(sizes, default=math.inf) - _beside_weights(found), 0.0)
+    return Limits(latency, storage, memory)
+
+
+def _beside_weights(found: Found) -> float:
+    """Bytes of a file that are no weights: graph, scales, biases. Of the file with the fewest."""
+    rest = []
+    for attempt in found.attempts:
+        menu = found.menus.get(attempt.proposal.format)
+        if menu is None or attempt.trial.failure or attempt.proposal.reshaped:
+            continue
+        with suppress(LookupError):
+            weights = appraise(menu, (), attempt.proposal.precisions).storage
+            rest.append(attempt.trial.figures["storage"].value - weights)
+    return max(min(rest, default=0.0), 0.0)
 
 
 def _memory_factor(found: Found) -> float:
