@@ -48,7 +48,9 @@ def sensitivities(matrices: Sequence[StoredMatrix]) -> Chart | None:
     values = [one.sensitivity for one in known if one.sensitivity is not None]
     low, high = min(values), max(values)
     span = math.log(high / low) or 1.0
-    shades = [FAINTEST + (1 - FAINTEST) * math.log(value / low) / span for value in values]
+    # Logarithms are rounded: the dearest may come out a little darker than there is.
+    depths = (math.log(value / low) / span for value in values)
+    shades = [min(FAINTEST + (1 - FAINTEST) * depth, 1.0) for depth in depths]
     bounds = f"{low:.2g} to {high:.2g} nats of KL a token"
     return _grid(
         "What an error costs there",

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from llm.checkpoints import write_random_network, write_text, write_tokenizer
 from report.pages import LONG, NASTY, Browse, Opened, read, rows
@@ -177,6 +178,17 @@ def test_sensitivities_stand_in_it_where_they_were_measured(model: LanguageModel
     assert sorted(range(len(known)), key=shades.__getitem__) == sorted(
         range(len(known)), key=values.__getitem__
     )
+
+
+def test_whatever_sensitivities_were_measured_are_drawn(model: LanguageModel) -> None:
+    """Also where logarithms round the dearest one up."""
+    drawn = np.random.default_rng(0)
+    for _ in range(300):
+        some = [
+            replace(one, sensitivity=float(value))
+            for one, value in zip(model.matrices, drawn.lognormal(-3, 4, 99), strict=False)
+        ]
+        assert _matrices.sensitivities(some) is not None
 
 
 def test_without_sensitivities_the_page_says_how_they_are_measured(model: LanguageModel) -> None:
