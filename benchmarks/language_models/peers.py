@@ -7,11 +7,13 @@ PyPI is of this year and runs here, and its own release there has kernels for ev
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -35,6 +37,17 @@ MEMORY_SHARE = 0.8
 DEADLINE = 3600.0
 # Neither models nor statistics are fetched or sent.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "true"}
+# Runs a program from a small process, and says how it ended: a peak of memory is never below what
+# the process held that began it, and this one is large.
+WATCHED = """
+import json, os, sys
+told, *command = sys.argv[1:]
+os.set_inheritable(int(told), False)
+child = os.posix_spawnp(command[0], command, os.environ)
+_, status, used = os.wait4(child, 0)
+found = [os.waitstatus_to_exitcode(status), used.ru_maxrss, used.ru_utime + used.ru_stime]
+os.write(int(told), json.dumps(found).encode())
+"""
 NO_MEMORY = re.compile(
     r"MemoryError|bad_alloc|not enough memory|out of memory|(can't|cannot|unable to) allocate", re.I
 )
@@ -165,25 +178,35 @@ def run(command: Sequence[str], **environment: str) -> Run:
         PeerFailed: it ends with an error; the message has its last words.
     """
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as complained:
+        reading, writing = os.pipe()
         began = time.monotonic()
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-I", "-S", "-c", WATCHED, str(writing), *command],
             stdout=printed,
             stderr=complained,
             env=os.environ | OFFLINE | environment,
             preexec_fn=limit_memory,
+            pass_fds=[writing],
+            start_new_session=True,
         )
-        status, used = _ended(process, began + DEADLINE)
+        os.close(writing)
+        try:
+            process.wait(DEADLINE)
+        except BaseException as ended:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if not isinstance(ended, subprocess.TimeoutExpired):
+                raise
+            raise PeerFailed(f"it did not end within {DEADLINE:g} s") from None
         seconds = time.monotonic() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
         printed.seek(0)
         complained.seek(0)
-        if seconds > DEADLINE:
-            raise PeerFailed(f"it did not end within {DEADLINE:g} s")
-        if process.returncode:
-            raise PeerFailed(last_words(process.returncode, complained.read() or printed.read()))
-        peak = used.ru_maxrss * 1024
-        return Run(printed.read(), seconds, used.ru_utime + used.ru_stime, peak)
+        with os.fdopen(reading) as pipe:
+            # Nothing is told of a program that cannot even begin.
+            code, peak, processor = json.loads(pipe.read() or f"[{process.returncode}, 0, 0]")
+        if code:
+            raise PeerFailed(last_words(code, complained.read() or printed.read()))
+        return Run(printed.read(), seconds, processor, peak * 1024)
 
 
 def limit_memory() -> None:
@@ -193,17 +216,6 @@ def limit_memory() -> None:
 
 def memory_limit() -> int:
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MEMORY_SHARE)
-
-
-def _ended(process: subprocess.Popen[bytes], deadline: float) -> tuple[int, resource.struct_rusage]:
-    while True:
-        pid, status, used = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            return status, used
-        if time.monotonic() > deadline:
-            process.kill()
-            deadline = float("inf")
-        time.sleep(0.05)
 
 
 def last_words(code: int, complaint: str) -> str:

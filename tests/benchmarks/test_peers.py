@@ -105,3 +105,12 @@ def test_tables_give_reasons_instead_of_figures(tmp_path: Path) -> None:
     assert table[-2].startswith("| edgebuild | m | 1,000 | 9.5 |")
     assert table[-1].startswith("| other | m | failed: other 1.0: a \\| b |")
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+
+
+def test_a_peak_of_memory_is_the_program_s_own() -> None:
+    held = bytearray(300_000_000)
+    held[::4096] = b"x" * len(held[::4096])
+    done = run([sys.executable, "-c", "print(1)"])
+    assert done.printed == "1\n"
+    assert 1_000_000 < done.peak < 100_000_000
+    assert 0 < done.processor < 60
