@@ -309,8 +309,8 @@ def _limits(case: Case, found: Found) -> Limits:
         latency = min(latency, budget.power / (above * budget.rate))
     # Weights without zeros are hardly smaller in an archive.
     sizes = [size for size in (budget.storage, budget.download) if size is not None]
+    storage = max(min(sizes) - _beside_weights(found), 0.0) if sizes else math.inf
     memory = (budget.memory or math.inf) / _memory_factor(found)
-    storage = max(min(sizes, default=math.inf) - _beside_weights(found), 0.0)
     return Limits(latency, storage, memory)
 
 

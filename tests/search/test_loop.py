@@ -22,8 +22,10 @@ from edgebuild.search.case import Case
 from edgebuild.search.found import Found
 from edgebuild.search.judge import choose
 from edgebuild.search.loop import Wishes, search
-from edgebuild.search.propose import Proposal
+from edgebuild.search.plan import appraise
+from edgebuild.search.propose import Attempt, Proposal
 from edgebuild.search.survey import Survey
+from edgebuild.vocabulary.measurement import Evidence, Figure
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part, PartKind
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.silence import Silence
@@ -251,3 +253,23 @@ def test_pruning_that_comes_to_a_students_widths_is_the_same_network() -> None:
     assert network(pruned.offer, short) != network(student, long)
     other = small_search.narrowed("layers.0", "layers.1", 32, 0.1).offer
     assert network(pruned.offer, short) != network(other, short)
+
+
+def test_what_a_file_holds_beside_its_weights_is_the_least_of_what_was_seen() -> None:
+    small, found = small_search.menu(), Found()
+    found.menus = {"onnx": small}
+    stored = {
+        precision: appraise(small, (), dict.fromkeys(small.layers, precision)).storage
+        for precision in (Precision.FP32, Precision.INT8_DYNAMIC)
+    }
+    for precision, beside in zip(stored, (9_000, 5_000), strict=True):
+        trial = small_search.tried(1.0, 1e-3)
+        size = Figure(stored[precision] + beside, Evidence.MEASURED, "the file")
+        sized = replace(trial, figures={**trial.figures, "storage": size})
+        proposal = Proposal("a", "onnx", (), dict.fromkeys(small.layers, precision))
+        found.attempts.append(Attempt(proposal, sized))
+    # What is not on the menu tells nothing.
+    unknown = dict.fromkeys(small.layers, Precision.INT4_WEIGHTS)
+    found.attempts.append(Attempt(Proposal("b", "onnx", (), unknown), found.attempts[0].trial))
+    assert loop._beside_weights(found) == 5_000
+    assert loop._beside_weights(Found()) == 0
