@@ -39,6 +39,7 @@ from trained import Scale, divided, train, write_gguf, write_tokenizer
 
 from edgebuild.inputs.target_file import load_target
 from edgebuild.report.terminal import Bars, stderr
+from edgebuild.runner import machine
 
 RESULTS = Path(__file__).parent.parent / "results" / "llm.json"
 TASKS = ("convert", "quality", "decode", "shrink")
@@ -54,7 +55,7 @@ Row = dict[str, Any]
 
 def main() -> None:
     options = _options()
-    machine, kept = _machine(), _rows()
+    here, kept = _machine(), _rows()
     begun: set[tuple[str, str]] = set()
     with Bars(stderr()) as progress, tempfile.TemporaryDirectory(prefix="llm-") as folder:
         for task in options.tasks:
@@ -64,7 +65,7 @@ def main() -> None:
                     # All that was measured of it before goes at once: it is of other code.
                     kept = [each for each in kept if (each["task"], each["model"]) != subject]
                     begun.add(subject)
-                kept.append({**row, "machine": machine})
+                kept.append({**row, "machine": here})
                 _store(kept)
     write_table(RESULTS)
 
@@ -128,9 +129,7 @@ def _store(rows: list[Row]) -> None:
 
 def _machine() -> str:
     """The processor's name, its instruction set, and its cores."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "unknown")
-    return f"{name}, {load_target('host').compute.isa}, {os.cpu_count()} cores"
+    return f"{machine()}, {load_target('host').compute.isa}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgebuild.cache import LIBRARIES
 from edgebuild.inputs.target_file import load_target
+from edgebuild.runner import machine
 
 Row = dict[str, Any]
 
@@ -50,6 +51,4 @@ class Results:
 
 def _machine() -> str:
     """The processor's name and instruction set."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {load_target('host').compute.isa}"
+    return f"{machine()}, {load_target('host').compute.isa}"

@@ -23,7 +23,7 @@ from edgebuild.search.learn import believed, learn
 from edgebuild.search.make import make
 from edgebuild.search.measure import measure
 from edgebuild.search.menus import menus
-from edgebuild.search.plan import Limits, appraise, settle, whole
+from edgebuild.search.plan import Limits, Menu, appraise, settle, whole
 from edgebuild.search.propose import (
     Attempt,
     Proposal,
@@ -317,10 +317,7 @@ def _limits(case: Case, found: Found) -> Limits:
 def _beside_weights(found: Found) -> float:
     """Bytes of a file that are no weights: graph, scales, biases. Of the file with the fewest."""
     rest = []
-    for attempt in found.attempts:
-        menu = found.menus.get(attempt.proposal.format)
-        if menu is None or attempt.trial.failure or attempt.proposal.reshaped:
-            continue
+    for menu, attempt in _unchanged(found):
         with suppress(LookupError):
             weights = appraise(menu, (), attempt.proposal.precisions).storage
             rest.append(attempt.trial.figures["storage"].value - weights)
@@ -330,9 +327,16 @@ def _beside_weights(found: Found) -> float:
 def _memory_factor(found: Found) -> float:
     """How much more the runtimes take than weights and activations: of the float network."""
     ratios = [1.0]
-    for attempt in found.attempts:
-        menu = found.menus.get(attempt.proposal.format)
-        if menu is not None and not attempt.trial.failure and attempt.trial.recipe.is_float:
+    for menu, attempt in _unchanged(found):
+        if attempt.trial.recipe.is_float:
             planned = whole(settle(menu, ())).memory
             ratios.append(attempt.trial.figures["memory"].value / max(planned, 1))
     return max(ratios)
+
+
+def _unchanged(found: Found) -> Iterator[tuple[Menu, Attempt]]:
+    """What was made of the network as it is, with what there was to choose from."""
+    for attempt in found.attempts:
+        menu = found.menus.get(attempt.proposal.format)
+        if menu is not None and not attempt.trial.failure and not attempt.proposal.reshaped:
+            yield menu, attempt
