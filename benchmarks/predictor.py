@@ -1,10 +1,11 @@
 """Predicts whole networks from a probe of this machine, and measures them.
 
-    python benchmarks/predictor.py [NETWORK ...]
+    python benchmarks/predictor.py [NETWORK ...] [--keep FILE]
 
-Probes this machine as `edgebuild probe` does, then predicts networks that were never part of it,
-in both runtimes, in fp32 and INT8, and measures each with the loader in fresh processes: all on
-one thread, as the host's profile has it. Writes benchmarks/results/predictor.json, .md and .svg.
+Probes this machine as `edgebuild probe` does, and predicts networks that were never part of it,
+in both runtimes, in fp32 and INT8. Each is measured with the loader in fresh processes, before the
+probe and after it: all on one thread, as the host's profile has it. Writes
+benchmarks/results/predictor.json, .md and .svg.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ from edgebuild.vocabulary.target import RuntimeFacts, Target
 
 RESULTS = Path(__file__).parent / "results" / "predictor.json"
 PRECISIONS = (Precision.FP32, Precision.INT8_STATIC)
-# Fresh processes, apart in time: what disturbs one does not disturb all.
-TURNS = 3
+# Fresh processes, apart in time: what disturbs one does not disturb all. On both sides of the
+# probe, since a shared machine is not as fast in one minute as in the other.
+BEFORE, AFTER = 2, 2
 EFFORT = Effort(seconds=0.5, count=32)
 
 Row = dict[str, Any]
@@ -68,9 +70,14 @@ def main() -> None:
     cache, target = Cache(default_root()), load_target("host")
     with Bars(stderr()) as progress, catalog.device("local") as device:
         made = list(_all_made(options.networks or list(SUBJECTS), target, cache, progress))
+        taken = list(_measured(made, BEFORE, device, progress))
         calibration = probe(target, device, cache, progress)
-        seconds = _measured(made, device, progress)
+        taken += _measured(made, AFTER, device, progress)
+        # Whatever else the machine does can only slow it down.
+        seconds = list(map(min, zip(*taken, strict=True)))
         rows = [_row(one, taken, calibration) for one, taken in zip(made, seconds, strict=True)]
+    if options.keep:
+        options.keep.write_bytes(TypeAdapter(Calibration).dump_json(calibration))
     RESULTS.write_text(json.dumps(_document(rows, calibration), indent=1) + "\n")
     write_summary(RESULTS)
 
@@ -78,6 +85,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(SUBJECTS))
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="for what the probe has timed")
     return parser.parse_args()
 
 
@@ -119,19 +127,18 @@ def _made(
     return _Made(name, precision, artifact, samples, kernels, load_of(program))
 
 
-def _measured(made: Sequence[_Made], device: Device, progress: Progress) -> list[float]:
-    """Of each what a call takes in the fastest of several fresh processes, measured in turns.
-
-    Whatever else the machine does can only slow it down.
-    """
-    taken: list[list[float]] = [[] for _ in made]
-    with progress.step("Measuring", total=TURNS * len(made)) as step:
-        for _ in range(TURNS):
-            for one, seconds in zip(made, taken, strict=True):
+def _measured(
+    made: Sequence[_Made], turns: int, device: Device, progress: Progress
+) -> Iterator[Sequence[float]]:
+    """What a call of each takes in a fresh process, turn after turn, in seconds."""
+    with progress.step("Measuring", total=turns * len(made)) as step:
+        for _ in range(turns):
+            seconds = []
+            for one in made:
                 found = clock(one.artifact, one.samples, 1, device, EFFORT)
                 seconds.append(typical(found.latencies))
                 step.advance(f"{one.network} {one.precision}")
-    return list(map(min, taken))
+            yield seconds
 
 
 def _row(made: _Made, seconds: float, calibration: Calibration) -> Row:
@@ -183,7 +190,7 @@ def _goals(rows: Sequence[Row], machine: Row) -> Iterator[str]:
     yield (
         "Made by `make bench-predictor` from predictor.json: this machine was probed, "
         "none of these networks was part of it, and each was measured with the loader in fresh "
-        "processes; all on one thread. The machine's load average at the end was "
+        "processes before and after; all on one thread. The machine's load average at the end was "
         f"{machine['load_average']:g}."
     )
     yield ""
