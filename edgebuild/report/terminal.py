@@ -19,7 +19,7 @@ from edgebuild.bundles.setup import Equipment
 from edgebuild.bundles.verify import Verification
 from edgebuild.report import words
 from edgebuild.vocabulary.contracts import MemoryTrial
-from edgebuild.vocabulary.measurement import Evidence, Measurement, Sustained
+from edgebuild.vocabulary.measurement import Evidence, Measurement, Outcome, Sustained
 from edgebuild.vocabulary.power import Draw
 from edgebuild.vocabulary.units import (
     format_energy,
@@ -229,7 +229,9 @@ def _measurement_table(bundle: Bundle, one: Benched, measurement: Measurement) -
     table.add_row("load time", format_time(measurement.load))
     if one.outcome is not None:
         limit = format_time(bundle.manifest.budget.latency_p99 or 0.0)
-        table.add_row("p99 within the budget", f"{one.outcome}: at most {limit}")
+        is_told = measurement.is_conclusive or one.outcome is Outcome.INCONCLUSIVE
+        halves = "" if is_told else ", whichever half of the run is believed"
+        table.add_row("p99 within the budget", f"{one.outcome}: at most {limit}{halves}")
     if measurement.cores:
         governor = f", governor {escape(measurement.governor)}" if measurement.governor else ""
         table.add_row("cores", ", ".join(map(str, measurement.cores)) + governor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from edgebuild.vocabulary.units import Bytes, Hertz, Seconds
@@ -142,14 +142,25 @@ class Measurement:
     governor: str = ""
 
     def outcome(self, limit: Seconds, share: float = 0.99) -> Outcome:
-        """Whether a percentile keeps a limit, as far as the runs can tell with 99 % confidence."""
-        found = self.percentile(share)
-        if not self.is_conclusive:
+        """Whether a percentile keeps a limit, as far as the runs can tell with 99 % confidence.
+
+        Where the halves of the run disagree, each must say the same as the whole, and the limit
+        lie farther off than the halves lie apart: the machine may change as much once more.
+        """
+        if len(self.latencies) < 2:
             return Outcome.INCONCLUSIVE
-        if found.low > limit:
+        parts, fast, slow = [self], 1.0, 1.0
+        if not self.is_conclusive:
+            parts += self._halves
+            fast, slow = sorted(half._median for half in self._halves)
+        whole, *halves = [part.percentile(share) for part in parts]
+        if all(each.low * fast > limit * slow for each in (whole, *halves)):
             return Outcome.FAIL
-        is_below = found.high is not None and found.high <= limit
-        return Outcome.PASS if is_below else Outcome.INCONCLUSIVE
+        if whole.high is None:
+            return Outcome.INCONCLUSIVE
+        # A half may be too short for a bound where the whole has one.
+        high = max(each.high or 0.0 for each in (whole, *halves))
+        return Outcome.PASS if high * slow <= limit * fast else Outcome.INCONCLUSIVE
 
     def percentile(self, share: float) -> Percentile:
         """The given percentile (0.99 for p99) of the latencies, with its bounds."""
@@ -190,10 +201,18 @@ class Measurement:
     @property
     def is_conclusive(self) -> bool:
         """Whether the two halves of the run agree; else the machine's state changed during it."""
-        middle = len(self.latencies) // 2
-        if middle == 0:
+        if len(self.latencies) < 2:
             return False
-        first, second = (
-            statistics.median(half) for half in (self.latencies[:middle], self.latencies[middle:])
-        )
+        first, second = (half._median for half in self._halves)
         return abs(first - second) <= HALVES_TOLERANCE * min(first, second)
+
+    @property
+    def _halves(self) -> list[Measurement]:
+        """The run up to its middle, and the run from there."""
+        middle = len(self.latencies) // 2
+        parts = self.latencies[:middle], self.latencies[middle:]
+        return [replace(self, latencies=part) for part in parts]
+
+    @property
+    def _median(self) -> Seconds:
+        return Seconds(statistics.median(self.latencies))

@@ -118,6 +118,18 @@ def test_a_run_whose_halves_disagree_is_called_inconclusive(built: Bundle) -> No
     assert terminal.latency(drifting, "latency_p50").endswith("INCONCLUSIVE: the halves disagree")
 
 
+def test_an_outcome_in_spite_of_halves_that_disagree_is_told_as_one(
+    built: Bundle, console: Console
+) -> None:
+    budget = replace(built.manifest.budget, latency_p99=Seconds(0.1))
+    limited = replace(built, manifest=replace(built.manifest, budget=budget))
+    drifting = replace(built.manifest.measurement, latencies=(0.001,) * 500 + (0.002,) * 500)
+    found = Benched("local", "host", drifting, outcome=drifting.outcome(Seconds(0.1)))
+    terminal.show_benched(console, limited, [found])
+    said = " ".join(shown(console).split())
+    assert "PASS: at most 100 ms, whichever half of the run is believed" in said
+
+
 def test_an_intact_bundle_is_said_to_be(built: Bundle, console: Console) -> None:
     terminal.show_verification(console, built, Verification(7, 0.001, 0.05, "a runtime 1.0"))
     text = " ".join(shown(console).split())

@@ -146,10 +146,39 @@ def test_a_limit_inside_the_bounds_is_neither_kept_nor_broken(
     assert measured(np.linspace(1.0, 1.01, 1000)).outcome(Seconds(limit)) is expected
 
 
-def test_too_few_runs_or_two_distributions_pass_nothing() -> None:
+def test_too_few_runs_pass_nothing() -> None:
+    assert measured([1.0]).outcome(Seconds(2.0)) is Outcome.INCONCLUSIVE
     assert measured([1.0] * 50).outcome(Seconds(2.0)) is Outcome.INCONCLUSIVE
-    assert measured([1.0] * 500 + [1.2] * 500).outcome(Seconds(2.0)) is Outcome.INCONCLUSIVE
     assert measured([1.0] * 50).outcome(Seconds(0.5)) is Outcome.FAIL
+    assert measured([1.0] * 50 + [1.2] * 50).outcome(Seconds(2.0)) is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("count", [500, 4000])
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        # The halves are 1.2 apart: below 1 / 1.2 and above 1.2 × 1.2 both say the same.
+        (0.5, Outcome.FAIL),
+        (0.82, Outcome.FAIL),
+        (0.9, Outcome.INCONCLUSIVE),
+        (1.1, Outcome.INCONCLUSIVE),
+        (1.3, Outcome.INCONCLUSIVE),
+        (1.45, Outcome.PASS),
+        (9.0, Outcome.PASS),
+    ],
+)
+def test_halves_that_disagree_decide_only_what_both_say_with_a_margin(
+    limit: float, expected: Outcome, count: int
+) -> None:
+    for first, second in ((1.0, 1.2), (1.2, 1.0)):
+        run = measured([first] * count + [second] * count)
+        assert run.outcome(Seconds(limit)) is expected
+
+
+def test_a_slow_tail_in_one_half_alone_fails_no_limit() -> None:
+    fast, slow = [1.0] * 4000, [1.2] * 3600 + [9.0] * 400
+    assert measured(fast + slow).outcome(Seconds(3.0)) is Outcome.INCONCLUSIVE
+    assert measured(fast + slow).outcome(Seconds(11.0)) is Outcome.PASS
 
 
 # ---- figures
