@@ -101,6 +101,7 @@ def test_a_breached_budget_is_exit_code_3_and_says_by_how_much(tmp_path: Path) -
     assert done.returncode == 3
     assert "Does not fit host" in done.stderr
     assert "% over" in done.stderr
+    assert "The time was up before the search was done" in " ".join(done.stderr.split())
     assert (tmp_path / "out" / "manifest.json").exists()
 
 

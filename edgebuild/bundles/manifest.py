@@ -101,7 +101,8 @@ class SearchRecord:
     `knee`, `cheapest` and `best` are digests of recipes among those that were tried: the knee of
     the frontier, the fastest and the best score that keep the budget. `hypervolume` is how
     often the frontier halves the float network's latency, on average over ten points of score.
-    `dropped` holds offers that could not be carried out, with the reasons.
+    `dropped` holds offers that could not be carried out, with the reasons. `ran_out_of_time` says
+    that the search ended because its time was up, not because it was done.
     """
 
     evaluations: int
@@ -114,6 +115,7 @@ class SearchRecord:
     sites: tuple[SiteRecord, ...] = ()
     planned: tuple[PlannedRecord, ...] = ()
     dropped: Mapping[str, str] = field(default_factory=dict)
+    ran_out_of_time: bool = False
 
 
 @dataclass(frozen=True)

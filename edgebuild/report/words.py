@@ -154,8 +154,18 @@ def breach(found: BudgetLine) -> str:
     return f"breaches {TITLES[found.name]}: {shown}, limit {FORMATS[found.name](found.limit)}"
 
 
+OUT_OF_TIME = "The time was up before the search was done: more --minutes may find a better one."
+
+
 def verdict(manifest: Manifest) -> str:
-    """One sentence: does it fit, and which line binds."""
+    """Does it fit, which line binds, and was there time to search to the end."""
+    said = _fit(manifest)
+    if not manifest.search.ran_out_of_time:
+        return said
+    return f"{said.removesuffix('.')}. {OUT_OF_TIME}"
+
+
+def _fit(manifest: Manifest) -> str:
     found, target = manifest.verdict, manifest.target.name
     binding = found.binding
     if found.status is Status.BREACHED and binding is not None:

@@ -19,7 +19,10 @@ from edgebuild.vocabulary.trial import Trial
 
 @dataclass
 class Found:
-    """What a search has tried, made and learned so far."""
+    """What a search has tried, made and learned so far.
+
+    `ran_out_of_time` says that it ended because its time was up, not because it was done.
+    """
 
     attempts: list[Attempt] = field(default_factory=list)
     made: list[Made] = field(default_factory=list)
@@ -27,6 +30,7 @@ class Found:
     survey: Survey | None = None
     menus: dict[str, Menu] = field(default_factory=dict)
     appraisals: dict[str, Plan | None] = field(default_factory=dict)
+    ran_out_of_time: bool = False
 
     @property
     def trials(self) -> list[Trial]:

@@ -16,11 +16,13 @@ from edgebuild.search.propose import Proposal
 class Round:
     """What one round tries, and the seconds that it took; None until it is finished.
 
-    A finished round without proposals says that the search has ended.
+    A finished round without proposals says that the search has ended; `ran_out_of_time` that it
+    did so because its time was up.
     """
 
     proposals: tuple[Proposal, ...]
     seconds: float | None = None
+    ran_out_of_time: bool = False
 
 
 _FORM = TypeAdapter(tuple[Round, ...])

@@ -124,6 +124,7 @@ class Rounds:
             if known.seconds is not None:
                 self.attempt(known.proposals, math.inf)
         if rounds and rounds[-1].seconds is not None and not rounds[-1].proposals:
+            self.found.ran_out_of_time = rounds[-1].ran_out_of_time
             return
         deadline = time.monotonic() + left
         while True:
@@ -132,8 +133,11 @@ class Rounds:
                 rounds.append(Round(tuple(proposals)))
                 journal.write(rounds)
             begun = time.monotonic()
-            done = self.attempt(rounds[-1].proposals, deadline)
-            rounds[-1] = Round(done, time.monotonic() - begun)
+            wanted = rounds[-1].proposals
+            done = self.attempt(wanted, deadline)
+            if wanted and not done:
+                self.found.ran_out_of_time = True
+            rounds[-1] = Round(done, time.monotonic() - begun, self.found.ran_out_of_time)
             journal.write(rounds)
             if not done:
                 return
@@ -153,7 +157,10 @@ class Rounds:
     def propose(self, deadline: float) -> Iterator[Proposal]:
         """What to try next; nothing where the search has done what it can."""
         is_enough = self.wishes.seconds is None and _is_enough(self.found.trials)
-        if time.monotonic() >= deadline or is_enough or self._stands_still():
+        if is_enough or self._stands_still():
+            return
+        if time.monotonic() >= deadline:
+            self.found.ran_out_of_time = True
             return
         survey = self.prepare()
         found = self.found

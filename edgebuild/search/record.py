@@ -70,6 +70,7 @@ def _search(case: Case, made: Made, found: Found, seconds: float) -> SearchRecor
         sites=explain(menu, chosen.proposal) if menu else (),
         planned=tuple(_planned(found)),
         dropped=dict(found.survey.dropped) if found.survey else {},
+        ran_out_of_time=found.ran_out_of_time,
         **{name: trial.recipe.digest for name, trial in picks.items() if trial},
     )
 

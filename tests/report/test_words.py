@@ -145,6 +145,15 @@ def test_without_a_budget_nothing_is_claimed(built: Bundle) -> None:
     assert said.startswith("No budget was stated for robot-raspberry-pi-5")
 
 
+def test_a_verdict_says_where_the_time_was_up_before_the_search_was_done(built: Bundle) -> None:
+    line = BudgetLine("storage", 1000.0, measured(1500.0), Status.BREACHED)
+    for whole in (manifest_with(built), manifest_with(built, line)):
+        assert words.OUT_OF_TIME not in words.verdict(whole)
+        cut = replace(whole, search=replace(whole.search, ran_out_of_time=True))
+        before = words.verdict(whole).removesuffix(".")
+        assert words.verdict(cut) == f"{before}. {words.OUT_OF_TIME}"
+
+
 # ---- trials
 
 

@@ -118,11 +118,23 @@ def test_when_the_time_is_up_the_best_so_far_is_there(cache: Cache) -> None:
     found = searched(case_of(cache), seconds=0.0)
     assert found.trials
     assert all(not trial.recipe.reshaped for trial in found.trials)
+    assert found.ran_out_of_time
+    # The same search, repeated from its journal, ended as it did.
+    assert searched(case_of(cache), seconds=0.0).ran_out_of_time
+
+
+def test_time_that_is_up_in_the_middle_of_a_round_ran_out(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposal = Proposal("int8-static", "onnx", precisions={"0": Precision.INT8_STATIC})
+    monkeypatch.setattr(loop.Rounds, "propose", lambda *_: iter([proposal]))
+    assert searched(case_of(cache), seconds=0.0).ran_out_of_time
 
 
 def test_without_a_time_the_search_ends_when_the_budget_is_kept(cache: Cache) -> None:
     found = searched(case_of(cache), seconds=None)
     assert all(not trial.recipe.reshaped for trial in found.trials)
+    assert not found.ran_out_of_time
 
 
 def test_where_nothing_keeps_the_budget_the_nearest_is_looked_for(cache: Cache) -> None:
@@ -141,6 +153,7 @@ def test_a_network_without_layers_is_searched_and_nothing_is_found(cache: Cache)
     assert {trial.recipe.name for trial in found.trials} == {"fp32"}
     assert found.survey is not None
     assert set(found.survey.dropped) >= {"prune", "distill"}
+    assert not found.ran_out_of_time
 
 
 def test_zeros_are_tried_where_an_archive_would_be_too_large(cache: Cache) -> None:
