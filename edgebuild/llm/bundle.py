@@ -33,8 +33,8 @@ _FORM = TypeAdapter(LanguageModel)
 
 
 def is_language_model(folder: Path) -> bool:
-    """Whether the folder is a bundle of this kind."""
-    return (folder / FILE).is_file()
+    """Whether the folder is a bundle of this kind, or holds the weights for one."""
+    return (folder / FILE).is_file() or (folder / DATA).is_file()
 
 
 def load_model(folder: Path) -> LanguageModel:
@@ -47,12 +47,22 @@ def load_model(folder: Path) -> LanguageModel:
     try:
         model = _FORM.validate_json(file.read_bytes())
     except OSError:
-        raise InvalidBundle(f"{folder} is no language model's bundle: it has no {FILE}") from None
+        raise InvalidBundle(_no_bundle(folder)) from None
     except ValidationError as error:
         raise damaged(file, error) from None
     if model.schema != SCHEMA:
         raise InvalidBundle(f"{file} has schema {model.schema}; this edgebuild reads {SCHEMA}")
     return model
+
+
+def _no_bundle(folder: Path) -> str:
+    if not (folder / DATA).is_file():
+        return f"{folder} is no language model's bundle: it has no {FILE}"
+    return (
+        f"{folder} holds a language model's weights alone, as `edgebuild convert` writes them, and "
+        "is no bundle: `edgebuild build CHECKPOINT -t TARGET` makes one. To check the weights, run "
+        "the same `edgebuild convert` again"
+    )
 
 
 def write_model(folder: Path, model: LanguageModel) -> LanguageModel:

@@ -59,6 +59,18 @@ def test_a_checkpoint_is_converted_once(tmp_path: Path) -> None:
     assert (out / "config.json").read_bytes() == (checkpoint / "config.json").read_bytes()
 
 
+def test_converted_weights_are_called_by_their_name_where_a_bundle_is_wanted(
+    tmp_path: Path,
+) -> None:
+    out = str(tmp_path / "out")
+    assert edgebuild("convert", str(write_checkpoint(tmp_path / "m")), "-o", out).returncode == 0
+    for command in ("explain", "verify", "bench", "chat"):
+        done = edgebuild(command, out)
+        assert done.returncode == 2
+        assert f"{out} holds a language model's weights alone" in done.stderr
+        assert "`edgebuild build CHECKPOINT -t TARGET` makes one" in done.stderr
+
+
 def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "model", shards=2)
     (checkpoint / "model-00002-of-00002.safetensors").unlink()
