@@ -52,9 +52,13 @@ class StoredSamples:
         return [np.load(file, mmap_mode="r") for file in files]
 
     def labels(self) -> np.ndarray | None:
-        """The labels, (count, …), or None where the split has none."""
+        """The labels, (count, …), or None where the split has none.
+
+        Mapped, and for a score function to write to as it likes: the file does not change. Torch
+        warns of arrays that cannot be written to.
+        """
         file = self.folder / "labels.npy"
-        return np.load(file, mmap_mode="r") if file.exists() else None
+        return np.load(file, mmap_mode="c") if file.exists() else None
 
     def numbers(self, limit: int | None = None) -> list[int]:
         """All rows, or so many at even distances: the first ones of a sorted split are alike."""

@@ -124,6 +124,18 @@ def test_a_split_without_labels_has_none(cache: Cache) -> None:
     assert store_split([(torch.zeros(1, 3), None)], EXAMPLE, "test", cache).labels() is None
 
 
+def test_labels_may_be_written_to_and_the_store_keeps_its_own(cache: Cache) -> None:
+    images, labels = rows_of(6)
+    stored = store_split(batches(images, labels, [4]), EXAMPLE, "test", cache)
+    _, label = stored[0]
+    for each in (stored.labels(), label):
+        assert each is not None
+        # Of others torch.from_numpy, as score functions have it, warns.
+        assert each.flags.writeable
+        each += 1
+    assert np.array_equal(stored.labels(), labels)
+
+
 def test_what_was_stored_can_be_opened_again(cache: Cache) -> None:
     inputs, labels = rows_of(5)
     stored = store_split(batches(inputs, labels, [1]), EXAMPLE, "test", cache)
