@@ -19,7 +19,6 @@ import pytest
 from conftest import Workshop, write_manifest
 
 from edgebuild import runner
-from edgebuild.runtimes import _onnxruntime_profile
 from edgebuild.vocabulary.precision import Precision
 
 ENVIRONMENTS = {
@@ -354,11 +353,6 @@ def test_slow_kernels_are_asked_for_only_where_fast_ones_saturate(
     settings = {runner.WITHOUT_VNNI: "1", "other": "2"}
     expected = settings if is_needed else {"other": "2"}
     assert runner.session_settings(settings, str(cpuinfo)) == expected
-
-
-def test_the_profile_of_kernels_is_told_what_the_runner_is() -> None:
-    settings = {runner.WITHOUT_VNNI: "1", "other": "2"}
-    assert _onnxruntime_profile._session_settings(settings) == runner.session_settings(settings)
 
 
 def test_it_is_written_in_the_syntax_of_python_3_8() -> None:

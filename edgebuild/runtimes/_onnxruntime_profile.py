@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,6 @@ import numpy as np
 
 # More than any cache holds: writing it leaves nothing of a model there.
 FLUSH_BYTES = 96 * 2**20
-# Keeps sums in sixteen bits from saturating; processors with VNNI add in thirty-two.
-WITHOUT_VNNI = "session.x64quantprecision"
 
 
 def profile(
@@ -27,7 +26,7 @@ def profile(
     cold: int,
     optimized: str = "",
 ) -> list[dict[str, Any]]:
-    """Every kernel in order, with its seconds in each of the runs.
+    """Every kernel in order, with its seconds in each of the runs; settings are the processor's.
 
     One run before them warms the caches and is not counted. A second session, with weights that
     are not packed, tells the shapes that the first one has let go of.
@@ -94,7 +93,7 @@ def _entries(
         options.profile_file_prefix = os.path.join(scratch, "profile")
         if optimized:
             options.optimized_model_filepath = optimized
-        for key, value in _session_settings(settings).items():
+        for key, value in settings.items():
             options.add_session_config_entry(key, value)
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         waste = np.zeros(FLUSH_BYTES if any(flushes) else 1, np.uint8)
@@ -111,24 +110,23 @@ def _entries(
     ]
 
 
-def _session_settings(settings: Mapping[str, str]) -> dict[str, str]:
-    """As the runner has it, which does not travel with this file."""
-    flags: list[str] = []
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            flags = next((line.split() for line in file if line.startswith("flags")), [])
-    has_vnni = "avx512_vnni" in flags or "avx_vnni" in flags
-    return {k: v for k, v in settings.items() if not (has_vnni and k == WITHOUT_VNNI)}
-
-
 def _main(
-    model: str, folder: str, names: str, settings: str, threads: str, hot: str, cold: str
+    model: str,
+    folder: str,
+    names: str,
+    settings: str,
+    runner: str,
+    threads: str,
+    hot: str,
+    cold: str,
 ) -> None:
     feed = {
         name: np.array(np.load(os.path.join(folder, f"input-{number}.npy"), mmap_mode="r")[:1])
         for number, name in enumerate(json.loads(names))
     }
-    told = profile(model, json.loads(settings), feed, int(threads), int(hot), int(cold))
+    # The runner, which has come along, knows what this processor needs.
+    needed = runpy.run_path(runner)["session_settings"](json.loads(settings))
+    told = profile(model, needed, feed, int(threads), int(hot), int(cold))
     print(json.dumps(told))
 
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import onnx
 
+from edgebuild import runner
 from edgebuild.runtimes import _onnxruntime_profile
 from edgebuild.runtimes._onnxruntime_profile import profile
 from edgebuild.runtimes._onnxruntime_work import arithmetic, work_of
@@ -45,7 +46,7 @@ class Onnxruntime:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "optimized.onnx"
             named = dict(zip(artifact.inputs, next(samples.rows()), strict=True))
-            settings = dict(artifact.settings)
+            settings = runner.session_settings(artifact.settings)  # type: ignore[no-untyped-call]
             events = profile(str(artifact.path), settings, named, 1, RUNS, 0, str(path))
             optimized = onnx.load(path)
         weights = {
@@ -71,7 +72,8 @@ class Onnxruntime:
         threads: int,
         effort: ProfileEffort,
     ) -> Iterator[KernelSample]:
-        options = (json.dumps(artifact.inputs), json.dumps(dict(artifact.settings)))
+        settings = json.dumps(dict(artifact.settings))
+        options = (json.dumps(artifact.inputs), settings, device.push(Path(runner.__file__)))
         found = profiled(_onnxruntime_profile, artifact, samples, device, options, threads, effort)
         for event in found:
             hot, cold = typical(event["hot"]), typical(event["cold"])

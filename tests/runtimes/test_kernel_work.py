@@ -118,7 +118,7 @@ def test_a_product_of_activations_is_no_layer(
 
 
 def test_the_profile_scripts_need_nothing_of_edgebuild() -> None:
-    """They are pushed to devices alone."""
+    """They are pushed to devices without it; the runner that comes along needs nothing either."""
     folder = Path(catalog.__file__).parent / "runtimes"
     for name in ("_onnxruntime_profile.py", "_litert_profile.py"):
         assert "edgebuild" not in (folder / name).read_text().replace("edgebuild-", "")

@@ -7,12 +7,15 @@ import platform
 from pathlib import Path
 
 import pytest
+import small_build
 from conftest import Workshop, uniform
 
-from edgebuild import catalog
+from edgebuild import catalog, runner
 from edgebuild.runtimes._onnxruntime_work import arithmetic
 from edgebuild.runtimes.onnxruntime import _sites
 from edgebuild.vocabulary.artifact import Arithmetic
+from edgebuild.vocabulary.calibration import ProfileEffort
+from edgebuild.vocabulary.errors import DeviceError
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.target import Activations
 
@@ -89,3 +92,21 @@ def test_the_census_times_every_kernel(workshop: Workshop) -> None:
     runs = workshop.kernels_of("residual-cnn", artifact)
     assert all(run.seconds >= 0 for run in runs)
     assert sum(run.seconds for run in runs) > 0
+
+
+def test_profiles_are_taken_with_the_settings_that_the_runner_has_there(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = workshop.artifact("residual-cnn", "onnx", Precision.FP32)
+    held_out = workshop.subject("residual-cnn").held_out
+    runtime, effort = catalog.runtime("onnxruntime"), ProfileEffort(2, 1)
+    with catalog.device("local") as device:
+        assert list(runtime.timings(artifact, held_out, device, 1, effort))
+        other = tmp_path / "runner.py"
+        other.write_text("def session_settings(settings):\n    raise SystemExit('was asked')\n")
+        monkeypatch.setattr(runner, "__file__", str(other))
+        with pytest.raises(DeviceError, match="was asked"):
+            list(runtime.timings(artifact, held_out, device, 1, effort))
+    monkeypatch.setattr(runner, "session_settings", small_build.failing(LookupError("was asked")))
+    with pytest.raises(LookupError, match="was asked"):
+        list(runtime.kernels(artifact, held_out))
