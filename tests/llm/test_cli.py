@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 from llm.checkpoints import (
     write_checkpoint,
@@ -14,6 +15,9 @@ from llm.checkpoints import (
     write_text,
     write_tokenizer,
 )
+
+from edgebuild import cli_options
+from edgebuild.vocabulary.decoder import USUAL_CONTEXT
 
 CONFIGS = Path(__file__).parent / "configs"
 PROGRAM = str(Path(sys.executable).with_name("edgebuild"))
@@ -37,6 +41,13 @@ def test_what_fits_nowhere_exits_with_3_and_the_nearest() -> None:
     assert found["fits"] is False
     assert found["nearest"][0]["option"]["model"].startswith("DeepSeek-R1-Distill")
     assert found["options"][0]["total"] > 2.6e12
+
+
+def test_the_usual_context_that_help_names_is_the_one_that_is_planned() -> None:
+    option = get_args(cli_options.Context)[1]
+    assert f"{USUAL_CONTEXT} unless" in option.help
+    words = ("plan", str(CONFIGS / "llama-3-8b.json"), "-t", "phone-12gb", "--json")
+    assert json.loads(edgebuild(*words).stdout)["options"][0]["context"] == USUAL_CONTEXT
 
 
 def test_what_is_no_checkpoint_is_told_what_is_taken() -> None:
