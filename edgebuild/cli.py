@@ -142,7 +142,8 @@ def build(
         typer.Option("--format", help="Only these; of a language model: onnx, or tflite."),
     ] = None,
     precisions: Annotated[
-        list[Precision] | None, typer.Option("--precision", help="Only these.")
+        list[Precision] | None,
+        typer.Option("--precision", help="Only these, wherever there is a kernel."),
     ] = None,
     methods: Annotated[
         list[str] | None, typer.Option("--method", help="Only these, such as prune and distill.")

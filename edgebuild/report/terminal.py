@@ -147,7 +147,7 @@ def show_fallbacks(console: Console, manifest: Manifest) -> None:
         return
     table = Table("float kernel", "layers", "reason", title="What runs in float, and why")
     for kernel, reason, sites in grouped:
-        table.add_row(kernel, ", ".join(sites[:4]) + (" …" if len(sites) > 4 else ""), reason)
+        table.add_row(kernel, words.some(sites), reason)
     console.print(table)
 
 
@@ -170,6 +170,8 @@ def _chosen_table(manifest: Manifest) -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     table.add_row("layers", manifest.recipe.summary)
+    for reason, paths in words.declined(manifest.recipe):
+        table.add_row("other precision", escape(f"{words.some(paths)}: {reason}"))
     table.add_row(
         "test score",
         f"{words.format_score(figures['score'].value)} (network in float: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from edgebuild.bundles.manifest import ArmRecord, Manifest, SiteRecord
 from edgebuild.vocabulary.artifact import Arithmetic, Census
@@ -311,6 +311,20 @@ def fallbacks(census: Census) -> list[tuple[str, str, list[str]]]:
     for fallback in census.fallbacks:
         grouped.setdefault((fallback.kernel, fallback.reason), []).extend(fallback.sites)
     return [(kernel, reason, sites) for (kernel, reason), sites in grouped.items()]
+
+
+def declined(recipe: Recipe) -> list[tuple[str, list[str]]]:
+    """Why layers have another precision than the recipe's, and which: by reason."""
+    grouped: dict[str, list[str]] = {}
+    for site, reason in recipe.declined:
+        grouped.setdefault(reason, []).append(site.path)
+    return list(grouped.items())
+
+
+def some(paths: Sequence[str], most: int = 4) -> str:
+    """ "a, b, c, d and 7 more"."""
+    named = ", ".join(paths[:most])
+    return f"{named} and {len(paths) - most} more" if len(paths) > most else named
 
 
 def arm(proof: ArmRecord, parity: Parity) -> str:

@@ -36,7 +36,9 @@ def _layers(menu: Menu, proposal: Proposal) -> Iterator[SiteRecord]:
             precision: Option(precision, loss, sum(menu.seconds(s, precision) for s in shapes))
             for precision, loss in menu.precisions[path].items()
         }
-        got = options.get(proposal.precisions.get(path, Precision.FP32), options[Precision.FP32])
+        asked = proposal.precisions.get(path, Precision.FP32)
+        # What a format has no kernel for is not on the menu, though it was asked for.
+        got = options[asked if asked in options else next(iter(options))]
         yield _record(path, got, list(options.values()))
 
 

@@ -300,7 +300,13 @@ class Rounds:
         exporters = exporters_of(self.case.target, [proposal.format])
         exporter, runtime = next(exporters)
         recipe = Recipe(proposal.name, proposal.format, (), (), proposal.reshaped)
-        return fitted(recipe, proposal.precisions, program.sites, exporter, runtime)
+        asked = self.wishes.precisions
+        # A layer that can have none of these is asked for the first again, and the reason recorded.
+        wanted = {
+            path: given if given in asked or not asked else asked[0]
+            for path, given in proposal.precisions.items()
+        }
+        return fitted(recipe, wanted, program.sites, exporter, runtime)
 
     def _stands_still(self) -> bool:
         recent = self.volumes[-STILL_ROUNDS - 1 :]

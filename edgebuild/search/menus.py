@@ -20,7 +20,7 @@ from edgebuild.search.estimate import predict_call, predict_glue, predict_layer,
 from edgebuild.search.make import Made
 from edgebuild.search.plan import NO_TIME, Menu
 from edgebuild.search.survey import Survey
-from edgebuild.search.uniform import exporters_of, refusal
+from edgebuild.search.uniform import exporters_of, next_best, refusal
 from edgebuild.vocabulary.artifact import Arithmetic, Census
 from edgebuild.vocabulary.contracts import Exporter, Progress
 from edgebuild.vocabulary.offer import LayerShape, macs
@@ -132,7 +132,8 @@ def _unreshaped(made: Sequence[Made], exporter: Exporter) -> list[Made]:
 def _worthwhile(budget: Budget, precisions: Sequence[Precision]) -> list[Precision]:
     """Halves are computed as fp32 is: only those ask for them who have little room."""
     is_tight = budget.storage is not None or budget.memory is not None
-    return [one for one in precisions if is_tight or one is not Precision.FP16]
+    is_wanted = is_tight or Precision.FP32 not in precisions
+    return [one for one in precisions if is_wanted or one is not Precision.FP16]
 
 
 def _losses(
@@ -142,13 +143,19 @@ def _losses(
     runtime: RuntimeFacts,
     precisions: Sequence[Precision],
 ) -> dict[Precision, float]:
-    """The precisions that a layer may have, with what each loses; fp32 is always one of them."""
-    found = {Precision.FP32: 0.0}
+    """The precisions that a layer may have, with what each loses.
+
+    Those that were asked for; where it can have none of them, what stands in for the first.
+    """
+    found = {Precision.FP32: 0.0} if Precision.FP32 in precisions else {}
     for precision in precisions:
         loss = 0.0 if precision in EXACT else survey.sensitivity.get((site, precision))
         if loss is not None and not refusal(site, precision, exporter, runtime):
             found[precision] = loss
-    return found
+    if found or not precisions:
+        return found or {Precision.FP32: 0.0}
+    given = next_best(site, precisions[0], exporter, runtime)
+    return {given: 0.0 if given in EXACT else survey.sensitivity.get((site, given), 0.0)}
 
 
 def _shapes_to_measure(

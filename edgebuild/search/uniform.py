@@ -30,7 +30,8 @@ def uniform_recipes(
 ) -> list[Recipe]:
     """One precision wherever it has a kernel, and mixes that spare the most sensitive layers.
 
-    For every format whose runtime the target has; no recipe twice.
+    For every format whose runtime the target has; no recipe twice. Layers are spared only where
+    fp32 is among the precisions: who asks for int8-static alone wants all of the network in it.
     """
     planned: dict[str, Recipe] = {}
     for exporter, runtime in exporters_of(case.target, formats):
@@ -62,7 +63,7 @@ def _recipes(
         if precision is not Precision.FP32 and precision not in reached:
             continue
         yield recipe
-        if precision in MIXABLE and _is_mostly(precision, recipe):
+        if Precision.FP32 in precisions and precision in MIXABLE and _is_mostly(precision, recipe):
             yield from _mixed(recipe, precision, sensitivity)
 
 
@@ -91,7 +92,7 @@ def fitted(
         parent = site.path.rpartition(".")[0]
         precision = wanted.get(site.path, wanted.get(parent, Precision.FP32))
         reason = refusal(site, precision, exporter, runtime)
-        given = _next_best(site, precision, exporter, runtime) if reason else precision
+        given = next_best(site, precision, exporter, runtime) if reason else precision
         chosen.append((site, Choice("quantize", given)))
         if reason:
             declined.append((site, f"{reason}: {given}"))
@@ -113,10 +114,13 @@ def _quantize() -> Precisions:
     return catalog.precisions()
 
 
-def _next_best(
+def next_best(
     site: Site, refused: Precision, exporter: Exporter, runtime: RuntimeFacts
 ) -> Precision:
-    """The target's first preference; only four-bit recipes fall back to other integers."""
+    """What a site gets instead of a precision that it cannot have: the target's first preference.
+
+    Only four-bit recipes fall back to other integers.
+    """
     for precision in runtime.kernels.get(site.kind, ()):
         if precision.is_integer and refused is not Precision.INT4_WEIGHTS:
             continue

@@ -50,6 +50,17 @@ def test_every_recipe_that_was_tried_stands_in_it_best_first(built: Bundle) -> N
     assert scores == sorted(scores, reverse=True)
 
 
+def test_layers_in_another_precision_stand_in_it_with_the_reason(built: Bundle) -> None:
+    sites = [site for site, _ in built.manifest.recipe.chosen][:2]
+    recipe = replace(built.manifest.recipe, declined=tuple((site, "too dear") for site in sites))
+    tried = tuple(
+        replace(trial, recipe=recipe) if trial.recipe == built.manifest.recipe else trial
+        for trial in built.manifest.tried
+    )
+    found = rows(render(replace(built.manifest, recipe=recipe, tried=tried)), "Artifact")
+    assert ["other precision", f"{sites[0].path}, {sites[1].path}: too dear"] in found
+
+
 def test_nothing_predicted_is_called_measured(built: Bundle) -> None:
     """On another machine than the target all but the file's size is an estimate."""
     lines = {words.TITLES[line.name]: line for line in built.verdict.lines}

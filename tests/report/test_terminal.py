@@ -15,6 +15,8 @@ from edgebuild.bundles.verify import Verification
 from edgebuild.report import terminal, words
 from edgebuild.vocabulary.artifact import Census, Fallback
 from edgebuild.vocabulary.measurement import Sustained, Window
+from edgebuild.vocabulary.precision import LayerKind
+from edgebuild.vocabulary.program import Site
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.silence import Silence
 from edgebuild.vocabulary.trial import Trial
@@ -43,6 +45,21 @@ def test_a_bundle_is_shown_with_every_budget_line_and_its_verdict(
         for cell in words.line(line):
             assert cell in text
     assert str(built.path) in text
+
+
+def test_layers_in_another_precision_are_named_with_the_reason(
+    built: Bundle, console: Console
+) -> None:
+    sites = tuple(Site(f"layer.{number}", LayerKind.LINEAR) for number in range(6))
+    declined = tuple((site, "XNNPACK has no four-bit convolution: int8-static") for site in sites)
+    recipe = replace(built.manifest.recipe, declined=declined)
+    terminal.show_bundle(console, replace(built, manifest=replace(built.manifest, recipe=recipe)))
+    said = " ".join(shown(console).split())
+    assert "other precision" in said
+    assert (
+        "layer.0, layer.1, layer.2, layer.3 and 2 more: XNNPACK has no four-bit convolution: "
+        "int8-static"
+    ) in said
 
 
 def test_latencies_of_this_machine_are_said_to_be_its_own(built: Bundle, console: Console) -> None:
@@ -82,7 +99,7 @@ def test_float_kernels_are_grouped_by_their_reason(built: Bundle, console: Conso
     fallbacks = [Fallback("Conv", (f"layer.{number}",), "kept in float") for number in range(6)]
     census = Census((), (*fallbacks, Fallback("Pool", (), "has no weights to quantize")))
     terminal.show_fallbacks(console, replace(built.manifest, census=census))
-    assert "layer.0, layer.1, layer.2, layer.3 …" in shown(console)
+    assert "layer.0, layer.1, layer.2, layer.3 and 2 more" in shown(console)
     assert shown(console).count("kept in float") == 1
     assert "has no weights to quantize" in shown(console)
 

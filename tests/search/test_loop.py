@@ -19,6 +19,7 @@ from edgebuild.cache import Cache
 from edgebuild.inputs.target_file import load_target
 from edgebuild.search import loop, measure, propose, reshape, training
 from edgebuild.search.case import Case
+from edgebuild.search.explain import explain
 from edgebuild.search.found import Found
 from edgebuild.search.judge import choose
 from edgebuild.search.loop import Wishes, search
@@ -145,6 +146,42 @@ def test_where_nothing_keeps_the_budget_the_nearest_is_looked_for(cache: Cache) 
     assert best is not None
     assert best.verdict.status is Status.BREACHED
     assert best.figures["storage"].value < min(whole)
+
+
+def test_a_precision_that_was_asked_for_alone_is_that_of_all_layers_that_can_have_it(
+    cache: Cache,
+) -> None:
+    class Embedded(nn.Module):
+        """Words, which no format looks up in integers that pass on, and two layers."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(16, 32)
+            self.body = nn.Sequential(nn.Linear(32, 256), nn.ReLU(), nn.Linear(256, 4))
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.body(self.words(tokens).mean(1))
+            return found
+
+    tokens = [torch.randint(16, (1, 8), generator=torch.manual_seed(n)) for n in range(24)]
+    given = small_build.workload_of(Embedded(), tokens[0], tokens[:8], tokens[8:16])
+    given = replace(given, test=[(one, None) for one in tokens[16:]])
+    wishes = Wishes(("onnx",), (Precision.INT8_STATIC,), ("prune",))
+    with catalog.device("local") as device:
+        rounds = loop.Rounds(small_build.case_of(given, cache), wishes, Found(), device, Silence())
+        loop.try_uniform(rounds.case, wishes, rounds.found, device, Silence())
+        rounds.prepare()
+    menu = rounds.found.menus["onnx"]
+    only = {path: next(iter(offered)) for path, offered in menu.precisions.items()}
+    assert all(len(offered) == 1 for offered in menu.precisions.values())
+    planned = Proposal("planned", "onnx", (), only)
+    for recipe in (rounds.found.trials[0].recipe, rounds._recipe(planned)):
+        got = {site.path: precision for site, precision in recipe.precisions.items()}
+        assert got == only
+        assert {path for path in got if got[path] != Precision.INT8_STATIC} == {"words"}
+        assert [(site.path, bool(reason)) for site, reason in recipe.declined] == [("words", True)]
+    choices = {record.path: record.choice for record in explain(menu, planned)}
+    assert choices == only
 
 
 def test_a_network_without_layers_is_searched_and_nothing_is_found(cache: Cache) -> None:

@@ -132,7 +132,7 @@ def test_a_precision_that_no_layer_can_have_is_not_tried() -> None:
 def test_a_precision_that_comes_to_the_same_layers_is_tried_once() -> None:
     target = load_target("robot-raspberry-pi-4")
     recipes = planned(layers(3), target, ["tflite"], [Precision.INT8_STATIC] * 2)
-    assert [recipe.name for recipe in recipes] == ["int8-static", "int8-static, 1 in float"]
+    assert [recipe.name for recipe in recipes] == ["int8-static"]
 
 
 def test_formats_and_precisions_restrict_what_is_tried() -> None:
@@ -169,7 +169,8 @@ def test_a_mix_keeps_exactly_the_most_sensitive_layers_in_float(
     kind = LayerKind.LINEAR
     sites = layers(len(losses), kind)
     sensitivity = dict(zip(sites, losses, strict=True))
-    whole, *mixes = planned(sites, load_target("host"), ["tflite"], [precision], sensitivity)
+    asked = [precision, Precision.FP32]
+    whole, *mixes, _ = planned(sites, load_target("host"), ["tflite"], asked, sensitivity)
     assert set(whole.precisions.values()) == {precision}
     assert mixes
     for mix in mixes:
@@ -182,12 +183,23 @@ def test_a_mix_keeps_exactly_the_most_sensitive_layers_in_float(
         assert all("most sensitive" in reason for _, reason in mix.declined)
 
 
+@pytest.mark.parametrize("precision", [Precision.INT8_STATIC, Precision.INT8_DYNAMIC])
+def test_no_layer_is_spared_where_float_was_not_asked_for(precision: Precision) -> None:
+    sites = [*layers(50, LayerKind.LINEAR), Site("words", LayerKind.EMBEDDING)]
+    for asked in ([precision], [precision, Precision.FP16]):
+        whole, *others = planned(sites, load_target("host"), ["tflite"], asked)
+        assert {other.name for other in others} <= {"fp16"}
+        # What the format has no kernel for is told.
+        assert [(site.path, bool(reason)) for site, reason in whole.declined] == [("words", True)]
+
+
 def test_larger_networks_are_mixed_in_more_shares() -> None:
     target = load_target("robot-raspberry-pi-4")
     counts = {}
     for size in (1, 5, 50):
-        recipes = planned(layers(size), target, ["tflite"], [Precision.INT8_STATIC])
-        counts[size] = [recipe.summary for recipe in recipes[1:]]
+        asked = [Precision.INT8_STATIC, Precision.FP32]
+        recipes = planned(layers(size), target, ["tflite"], asked)
+        counts[size] = [recipe.summary for recipe in recipes[1:-1]]
     assert counts == {
         1: [],
         5: ["4 int8-static, 1 fp32"],
@@ -197,13 +209,15 @@ def test_larger_networks_are_mixed_in_more_shares() -> None:
 
 def test_a_recipe_that_is_mostly_something_else_is_not_mixed() -> None:
     sites = [*layers(3), Site("fc", LayerKind.LINEAR)]
-    recipes = planned(sites, load_target("host"), ["onnx"], [Precision.INT8_DYNAMIC])
-    assert [recipe.name for recipe in recipes] == ["int8-dynamic"]
+    asked = [Precision.INT8_DYNAMIC, Precision.FP32]
+    recipes = planned(sites, load_target("host"), ["onnx"], asked)
+    assert [recipe.name for recipe in recipes] == ["int8-dynamic", "fp32"]
 
 
 def test_layers_that_are_float_anyway_are_not_counted_as_spared() -> None:
     sites = [*layers(4), Site("words", LayerKind.EMBEDDING)]
     sensitivity = {sites[-1]: 9.0, sites[2]: 1.0}
-    _, mix = planned(sites, load_target("host"), ["tflite"], [Precision.INT8_STATIC], sensitivity)
+    asked = [Precision.INT8_STATIC, Precision.FP32]
+    _, mix, _ = planned(sites, load_target("host"), ["tflite"], asked, sensitivity)
     assert mix.precisions[sites[2]] is Precision.FP32
     assert mix.name == "int8-static, 1 in float"
