@@ -28,7 +28,8 @@ from edgebuild import catalog
 from edgebuild.cache import Cache, default_root, digest
 from edgebuild.capture import capture
 from edgebuild.inputs.target_file import load_target
-from edgebuild.report.terminal import Bars, stderr
+from edgebuild.report.progress import shown
+from edgebuild.report.terminal import stderr
 from edgebuild.samples import StoredSamples, store_split
 from edgebuild.search.calibrated import predictor
 from edgebuild.search.estimate import load_of
@@ -68,7 +69,7 @@ class _Made:
 def main() -> None:
     options = _options()
     cache, target = Cache(default_root()), load_target("host")
-    with Bars(stderr()) as progress, catalog.device("local") as device:
+    with shown(stderr()) as progress, catalog.device("local") as device:
         made = list(_all_made(options.networks or list(SUBJECTS), target, cache, progress))
         taken = list(_measured(made, BEFORE, device, progress))
         calibration = probe(target, device, cache, progress)

@@ -180,7 +180,7 @@ def build(
     from edgebuild.inputs.device_file import device_url
     from edgebuild.inputs.target_file import load_target
     from edgebuild.llm.source import is_decoder
-    from edgebuild.report import terminal
+    from edgebuild.report import progress, terminal
     from edgebuild.vocabulary.target import Budget
     from edgebuild.vocabulary.verdict import Status
 
@@ -210,7 +210,7 @@ def build(
     refuse_options({"weights": weights, "context": context, "text": text}, "this kind of network")
     console = terminal.stderr()
     # What the user's own code prints must not get between --json and its reader.
-    with redirect_stdout(sys.stderr), terminal.Bars(console) as bars:
+    with redirect_stdout(sys.stderr), progress.shown(console) as bars:
         bundle = edgebuild.build(
             workload,
             profile,
@@ -275,7 +275,7 @@ def bench(
     from edgebuild.bundles.manifest import load_bundle
     from edgebuild.inputs.device_file import device_url
     from edgebuild.llm.bundle import is_language_model
-    from edgebuild.report import terminal
+    from edgebuild.report import progress, terminal
     from edgebuild.vocabulary.units import parse_time
 
     if is_language_model(dist):
@@ -286,7 +286,7 @@ def bench(
         return
     bundle = load_bundle(dist)
     console = terminal.stderr()
-    with terminal.Bars(console) as bars:
+    with progress.shown(console) as bars:
         named = {
             name: catalog.device(device_url(name, bundle.manifest.target), bars)
             for name in devices or ["local"]

@@ -30,12 +30,12 @@ def probe(
     from edgebuild.build import calibrate
     from edgebuild.inputs.device_file import device_url
     from edgebuild.inputs.target_file import load_target
-    from edgebuild.report import terminal
+    from edgebuild.report import progress, terminal
 
     profile = load_target(target)
     console = terminal.stderr()
     out = out or Path(f"{profile.name}-calibrated.toml")
-    with terminal.Bars(console) as bars:
+    with progress.shown(console) as bars:
         url = device_url(device, profile) if device else ""
         found = calibrate(target, out, device=url, progress=bars)
     counts = {
@@ -60,10 +60,10 @@ def native(
     """Put a bundle into a folder that runs without Python: a C runner and the runtime's library."""
     from edgebuild.bundles.manifest import load_bundle
     from edgebuild.bundles.native import pack_native
-    from edgebuild.report import terminal
+    from edgebuild.report import progress, terminal
 
     console = terminal.stderr()
-    with terminal.Bars(console) as bars:
+    with progress.shown(console) as bars:
         folder = pack_native(load_bundle(dist), out, machine, bars)
     if as_json:
         print_json({"folder": str(folder), "machine": machine})
@@ -83,13 +83,13 @@ def setup(
     from edgebuild import catalog
     from edgebuild.bundles.setup import PACKAGES, set_up
     from edgebuild.inputs.device_file import device_url
-    from edgebuild.report import terminal
+    from edgebuild.report import progress, terminal
 
     for name in runtimes or ():
         if name not in PACKAGES:
             raise InputError(f"no runtime is called {name!r}.{did_you_mean(name, PACKAGES)}")
     console = terminal.stderr()
-    with terminal.Bars(console) as bars, catalog.device(device_url(url), bars) as device:
+    with progress.shown(console) as bars, catalog.device(device_url(url), bars) as device:
         found = set_up(device, runtimes or tuple(PACKAGES), bars)
     if as_json:
         print_json(plain(found))

@@ -86,7 +86,7 @@ def convert(
     from edgebuild.llm.importance import choose_importances
     from edgebuild.llm.mix import Mix
     from edgebuild.llm.source import open_source
-    from edgebuild.report import terminal
+    from edgebuild.report import progress, terminal
     from edgebuild.report.fit import show_converted
     from edgebuild.vocabulary.units import parse_size
 
@@ -98,7 +98,7 @@ def convert(
     read = open_source(checkpoint)
     importances = choose_importances(read, importance)
     console = terminal.stderr()
-    with terminal.Bars(console) as bars:
+    with progress.shown(console) as bars:
         is_searched = search or importance is not None
         mixed = None
         if limit:
@@ -149,7 +149,7 @@ def build_language_model(
     from edgebuild.llm import build
     from edgebuild.llm.bundle import as_json as model_as_json
     from edgebuild.llm.mix import Mix
-    from edgebuild.report import terminal
+    from edgebuild.report import progress, terminal
     from edgebuild.report.language_model import show_model
     from edgebuild.report.language_model_html import render_html
     from edgebuild.vocabulary.units import parse_size
@@ -164,7 +164,7 @@ def build_language_model(
     )
     folder = out or Path("dist") / f"{checkpoint.stem}-{target.name}"
     console = terminal.stderr()
-    with terminal.Bars(console) as bars:
+    with progress.shown(console) as bars:
         model = build.build_model(checkpoint, target, folder, wanted, bars, render_html)
     show_model(console, folder, model)
     if as_json:
@@ -204,13 +204,13 @@ def bench_language_model(
     from edgebuild.inputs.target_file import load_target
     from edgebuild.llm.bench import Lengths, bench_model
     from edgebuild.llm.bundle import load_model
-    from edgebuild.report import terminal
+    from edgebuild.report import progress, terminal
     from edgebuild.report.language_model import show_rates
 
     target = load_target(load_model(dist).target)
     lengths = Lengths(tuple(prompts), new)
     console = terminal.stderr()
-    with terminal.Bars(console) as bars:
+    with progress.shown(console) as bars:
         named = {name: catalog.device(device_url(name, target), bars) for name in devices}
         found = bench_model(dist, named, lengths, threads)
     if as_json:
@@ -223,10 +223,10 @@ def bench_language_model(
 def verify_language_model(dist: Path, as_json: bool) -> None:
     """Every file, and every array of the weights, against its hash."""
     from edgebuild.llm.bundle import verify_model
-    from edgebuild.report import terminal
+    from edgebuild.report import progress, terminal
 
     console = terminal.stderr()
-    with terminal.Bars(console) as bars:
+    with progress.shown(console) as bars:
         files = verify_model(dist, bars)
     console.print(f"{files} files are those that were built")
     if as_json:
@@ -270,10 +270,10 @@ def distill_data(
 ) -> None:
     """Let a language model's bundle write the texts that a student is trained on."""
     from edgebuild.llm.distill_data import Sampling, write_samples
-    from edgebuild.report import terminal
+    from edgebuild.report import progress, terminal
 
     console = terminal.stderr()
-    with terminal.Bars(console) as bars:
+    with progress.shown(console) as bars:
         found = write_samples(dist, prompts, out, Sampling(count, tokens, temperature, seed), bars)
     console.print(f"{out}: {found} texts")
 
@@ -309,7 +309,7 @@ def shrink(
     from edgebuild.llm.prune import Shares
     from edgebuild.llm.recover import Effort
     from edgebuild.llm.shrink import shrink as shrink_checkpoint
-    from edgebuild.report import terminal
+    from edgebuild.report import progress, terminal
     from edgebuild.report.language_model import show_shrunk
 
     if steps is not None and minutes is not None:
@@ -318,7 +318,7 @@ def shrink(
     length = STEPS if steps is None else steps
     effort = Effort(length, minutes, batch, learning_rate, temperature, seed=seed)
     console = terminal.stderr()
-    with terminal.Bars(console) as bars:
+    with progress.shown(console) as bars:
         made = shrink_checkpoint(checkpoint, out, text, shares, effort, bars)
     if made is None:
         # One of several processes; the first one says it.

@@ -8,8 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from edgebuild.vocabulary.decoder import USUAL_CONTEXT
-
 # The exit code of a budget that is not kept.
 BREACHED = 3
 
@@ -18,8 +16,7 @@ Context = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help=f"Of a language model: tokens that its cache holds; {USUAL_CONTEXT} unless it was "
-        "made for fewer.",
+        help="Of a language model: tokens that its cache holds; 4096 unless it was made for fewer.",
     ),
 ]
 Dist = Annotated[Path, typer.Argument(help="A bundle: the folder that `build -o` wrote.")]

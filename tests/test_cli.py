@@ -240,13 +240,12 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path) -> None:
         words,
         env=environment,
         stderr=subprocess.PIPE,
-        text=True,
         preexec_fn=heeding_interrupts,
     ) as process:
         assert process.stderr is not None
-        # The first bar: by then everything that interrupts is in place.
-        process.stderr.read(10)
+        # The first bar, as soon as it is there: everything that interrupts is in place by then.
+        os.read(process.stderr.fileno(), 10)
         process.send_signal(signal.SIGINT)
-        said = process.stderr.read()
+        said = process.stderr.read().decode()
     assert process.returncode == 130
     assert said.endswith("interrupted: run the same command again to go on\n")

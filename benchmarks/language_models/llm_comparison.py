@@ -38,8 +38,10 @@ from summary_table import write_table
 from trained import Scale, divided, train, write_gguf, write_tokenizer
 
 from edgebuild.inputs.target_file import load_target
-from edgebuild.report.terminal import Bars, stderr
+from edgebuild.report.progress import shown
+from edgebuild.report.terminal import stderr
 from edgebuild.runner import machine
+from edgebuild.vocabulary.contracts import Progress
 
 RESULTS = Path(__file__).parent.parent / "results" / "llm.json"
 TASKS = ("convert", "quality", "decode", "shrink")
@@ -57,7 +59,7 @@ def main() -> None:
     options = _options()
     here, kept = _machine(), _rows()
     begun: set[tuple[str, str]] = set()
-    with Bars(stderr()) as progress, tempfile.TemporaryDirectory(prefix="llm-") as folder:
+    with shown(stderr()) as progress, tempfile.TemporaryDirectory(prefix="llm-") as folder:
         for task in options.tasks:
             for row in _measured(task, options, Path(folder), progress):
                 subject = row["task"], row["model"]
@@ -71,7 +73,7 @@ def main() -> None:
 
 
 def _measured(
-    task: str, options: argparse.Namespace, folder: Path, progress: Bars
+    task: str, options: argparse.Namespace, folder: Path, progress: Progress
 ) -> Iterator[Row]:
     if task == "convert":
         yield from conversions(options.gigabytes, folder, progress)
@@ -95,7 +97,7 @@ def _measured(
         yield from decodings(options.gguf, folder, progress)
 
 
-def _trained(text: Path, folder: Path, progress: Bars) -> tuple[Subject, Path]:
+def _trained(text: Path, folder: Path, progress: Progress) -> tuple[Subject, Path]:
     """A small network in floats, and the part of the text that it has not seen."""
     folder.mkdir()
     learned, proving = divided(text, folder)

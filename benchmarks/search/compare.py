@@ -22,7 +22,8 @@ from edgebuild import catalog
 from edgebuild.cache import Cache, default_root
 from edgebuild.inputs.target_file import load_target
 from edgebuild.inputs.workload_file import load_workload
-from edgebuild.report.terminal import Bars, stderr
+from edgebuild.report.progress import shown
+from edgebuild.report.terminal import stderr
 from edgebuild.search.case import open_case
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import EdgebuildError
@@ -46,7 +47,7 @@ RESULTS = HERE.parent / "results" / "search.json"
 def main() -> None:
     options = _options()
     results = Results(RESULTS)
-    with Bars(stderr()) as progress:
+    with shown(stderr()) as progress:
         for name in options.workloads or MINUTES:
             try:
                 _compare(name, options, results, progress)

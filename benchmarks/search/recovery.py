@@ -26,7 +26,8 @@ from edgebuild.capture import capture
 from edgebuild.inputs.target_file import load_target
 from edgebuild.inputs.workload_file import load_workload
 from edgebuild.methods.distill import Distill
-from edgebuild.report.terminal import Bars, stderr
+from edgebuild.report.progress import shown
+from edgebuild.report.terminal import stderr
 from edgebuild.search.case import Case, open_case
 from edgebuild.search.measure import outputs_of
 from edgebuild.search.reshape import reshaped_network
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
     results = Results(RESULTS)
-    with Bars(stderr()) as progress, catalog.device("local") as device:
+    with shown(stderr()) as progress, catalog.device("local") as device:
         for name in options.workloads or WORKLOADS:
             try:
                 _compare(name, options.seeds, options.steps, results, device, progress)

@@ -1,17 +1,13 @@
-"""Progress bars and tables in the terminal; everything goes to stderr, stdout is for --json."""
+"""Tables in the terminal; everything goes to stderr, stdout is for --json."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
 
 from edgebuild.bundles.manifest import ArmRecord, Bundle, Manifest
@@ -48,48 +44,6 @@ def stderr() -> Console:
     file = os.fdopen(os.dup(2), "w")
     has_width = file.isatty() or "COLUMNS" in os.environ
     return Console(file=file, highlight=False, width=None if has_width else WIDTH)
-
-
-class Bars:
-    """Progress as rich draws it: one bar a step, the finished ones stay."""
-
-    def __init__(self, console: Console) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description:<32}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            Elapsed(),
-            TextColumn("[dim]{task.fields[note]}"),
-            console=console,
-        )
-
-    def __enter__(self) -> Bars:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    @contextmanager
-    def step(self, title: str, total: int | None = None) -> Iterator[Bar]:
-        task = self._bars.add_task(title, total=total or 1, note="")
-        yield Bar(self._bars, task)
-        done = self._bars.tasks[task].total
-        self._bars.update(task, completed=done, note="")
-
-    def say(self, text: str) -> None:
-        self._bars.console.print(text)
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One step's bar."""
-
-    bars: Progress
-    task: TaskID
-
-    def advance(self, note: str = "") -> None:
-        self.bars.update(self.task, advance=1, note=note)
 
 
 def show_bundle(console: Console, bundle: Bundle) -> None:

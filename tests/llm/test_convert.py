@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from background import heeding_interrupts
 from llm.checkpoints import TINY, random_tensors, write_checkpoint
 from safetensors.torch import save_file
 
@@ -214,7 +215,7 @@ main()
 
 def start_slowly(checkpoint: Path, out: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", SLOWLY, str(checkpoint), "-o", str(out)]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=heeding_interrupts)
 
 
 def wait_for_lines(journal: Path, count: int) -> None:

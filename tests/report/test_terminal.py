@@ -18,7 +18,6 @@ from edgebuild.vocabulary.measurement import Sustained, Window
 from edgebuild.vocabulary.precision import LayerKind
 from edgebuild.vocabulary.program import Site
 from edgebuild.vocabulary.recipe import Recipe
-from edgebuild.vocabulary.silence import Silence
 from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.units import Hertz, Seconds
 
@@ -151,19 +150,3 @@ def test_an_intact_bundle_is_said_to_be(built: Bundle, console: Console) -> None
     terminal.show_verification(console, built, Verification(7, 0.001, 0.05, "a runtime 1.0"))
     text = " ".join(shown(console).split())
     assert "is intact: 7 files by SHA-256; golden outputs within 0.001 (limit 0.05)" in text
-
-
-def test_progress_is_a_bar_a_step(console: Console) -> None:
-    with terminal.Bars(console) as bars, bars.step("Working", total=2) as step:
-        step.advance("first")
-        bars.say("halfway")
-        step.advance("second")
-    assert "halfway" in shown(console)
-    assert "2/2" in shown(console)
-
-
-def test_silence_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    with Silence().step("Working", total=2) as step:
-        step.advance("first")
-        step.say("aloud")
-    assert capfd.readouterr() == ("", "")
