@@ -1,5 +1,8 @@
-# Everything installs into .venv from pyproject.toml and the exact releases in constraints.txt.
+# Everything installs into .venv from pyproject.toml and the exact releases in constraints.txt. Byte
+# code is left to the first import: of twenty thousand files few are imported, and to compile them
+# all takes as long as to fetch them.
 PYTHON ?= python3.11
+INSTALL := .venv/bin/pip install --quiet --disable-pip-version-check --no-compile
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
@@ -17,8 +20,7 @@ test: $(INSTALLED)
 test-devices: $(INSTALLED)
 	$(BIN)/python tests/devices/parts.py
 	$(BIN)/python -m edgebuild.arm64
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[native]'
+	$(INSTALL) --constraint constraints.txt --editable '.[native]'
 	$(BIN)/pytest -rs tests/devices tests/contracts/test_devices.py \
 		tests/bundles/test_arm_proof.py tests/bundles/test_native.py
 
@@ -43,7 +45,7 @@ bench-search: $(INSTALLED)
 bench-llm: $(INSTALLED)
 	$(BIN)/python benchmarks/language_models/llm_comparison.py
 
-# Ten minutes on a machine that does nothing else: it probes this machine, and measures on it.
+# A quarter of an hour on a machine that does nothing else: it probes this machine, and measures on it.
 bench-predictor: $(INSTALLED)
 	$(BIN)/python benchmarks/predictor.py
 
@@ -52,8 +54,6 @@ clean:
 
 $(INSTALLED): pyproject.toml constraints.txt benchmarks/files.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[benchmarks,hf,test,train]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps \
-		--requirement benchmarks/files.txt
+	$(INSTALL) --constraint constraints.txt --editable '.[benchmarks,hf,test,train]'
+	$(INSTALL) --no-deps --requirement benchmarks/files.txt
 	touch $@

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import loader
 import numpy as np
 import pytest
 import torch
@@ -172,14 +171,8 @@ def outputs_of(artifact: Artifact, stored: StoredSamples) -> list[np.ndarray]:
     """What an artifact says to samples, in a fresh process: a bad model may end it."""
     manifest = write_manifest(artifact, artifact.path.parent / "manifest.json")
     out = artifact.path.parent / "outputs"
-    command = [sys.executable, runner.__file__, "--manifest", str(manifest)]
-    done = subprocess.run(
-        [*command, "outputs", str(stored.folder), str(out)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    words = ["--manifest", str(manifest), "outputs", str(stored.folder), str(out)]
+    assert loader.exit_code(words) == 0
     return [np.array(array) for array in runner.arrays(str(out), "output")]
 
 
