@@ -45,7 +45,8 @@ bench-search: $(INSTALLED)
 bench-llm: $(INSTALLED)
 	$(BIN)/python benchmarks/language_models/llm_comparison.py
 
-# A quarter of an hour on a machine that does nothing else: it probes this machine, and measures on it.
+# A quarter of an hour on a machine that does nothing else: it probes this machine, and measures
+# networks on it.
 bench-predictor: $(INSTALLED)
 	$(BIN)/python benchmarks/predictor.py
 
