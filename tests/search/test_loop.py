@@ -42,6 +42,7 @@ TRAINED = (NETWORK, Choice("distill", "3 steps, seed 0"))
 @pytest.fixture(autouse=True)
 def _short_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "SEARCHING", replace(measure.SEARCHING, seconds=0.0, count=8))
+    monkeypatch.setattr(loop, "STILL_ROUNDS", 1)
     monkeypatch.setattr(training, "STEPS", (2, 4))
     monkeypatch.setattr(propose, "AROUND", (0.3,))
     monkeypatch.setattr(propose, "BEYOND", (0.3,))
