@@ -145,6 +145,7 @@ def calibrate(
         DeviceError: the device cannot be reached, lacks a runtime, or was lost on the way.
     """
     from edgebuild import catalog
+    from edgebuild.bundles.destination import check_writable
     from edgebuild.cache import Cache, default_root
     from edgebuild.inputs.calibration_file import write_calibrated
     from edgebuild.inputs.target_file import load_target, profile_text
@@ -156,6 +157,7 @@ def calibrate(
         raise InvalidDestination(
             f"{out} cannot be a profile: give a .toml in a folder that is there"
         )
+    check_writable(out)
     profile = load_target(target)
     if not device and not profile.is_this_machine:
         raise InputError(

@@ -2,7 +2,7 @@
 """Runs a bundle on a device that has nothing but numpy and the bundle's runtime.
 
     python run.py                        replay the golden inputs and compare the outputs
-    python run.py predict IN.npy ...     run one input; --out FOLDER saves output-0.npy ...
+    python run.py predict IN.npy ...     run these inputs; --out FOLDER saves output-0.npy ...
     python run.py bench                  latency, memory and load time in this fresh process
     python run.py outputs FOLDER OUT     run every sample of a folder of input-*.npy
 
@@ -166,8 +166,13 @@ def relative_error(wanted, got):
 def outputs(session, source, destination):
     """Runs every sample of a folder one by one and saves the outputs joined along the batch."""
     rows = [session.run(fitted(session, row)) for row in rows_of(source)]
-    save(destination, [np.concatenate(column) for column in zip(*rows)])
+    save(destination, joined(rows))
     return {"samples": len(rows)}
+
+
+def joined(rows):
+    """The outputs of several samples, one array each; those of one sample as they are."""
+    return rows[0] if len(rows) == 1 else [np.concatenate(column) for column in zip(*rows)]
 
 
 def bench(path, artifact, threads, version, source, seconds, count, fill=False):
@@ -321,6 +326,17 @@ def rows_of(folder):
         yield [np.array(array[row : row + 1]) for array in inputs]
 
 
+def samples_of(session, inputs):
+    """One sample after the other, where every input holds as many; else the inputs as they are."""
+    shapes = [shape for shape, _ in session.expected]
+    counts = {array.shape[:1] for array in inputs}
+    fit = [array.ndim and array.shape[1:] == shape[1:] for array, shape in zip(inputs, shapes)]
+    if len(inputs) != len(shapes) or len(counts) != 1 or not all(fit) or len(inputs[0]) == 0:
+        return [fitted(session, inputs)]
+    rows = range(len(inputs[0]))
+    return [fitted(session, [array[row : row + 1] for array in inputs]) for row in rows]
+
+
 def fitted(session, inputs):
     """The inputs in the model's number types, once their count, kinds and shapes are right."""
     if len(inputs) != len(session.expected):
@@ -402,8 +418,8 @@ def answer(asked):
         return 0
     session = opened(path, artifact, threads)
     if asked.command == "predict":
-        inputs = fitted(session, [loaded(name) for name in asked.inputs])
-        found = session.run(inputs)
+        rows = samples_of(session, [loaded(name) for name in asked.inputs])
+        found = joined([session.run(row) for row in rows])
         if asked.out:
             save(asked.out, found)
         result = {"outputs": [summary_of(array) for array in found]}

@@ -162,6 +162,12 @@ def test_every_command_works_beside_a_bare_runtime(
     for wanted, got in zip(bundle.golden("output"), predicted, strict=True):
         assert runner.relative_error(wanted[:1], got) <= limit
 
+    together = [bundle.folder / "golden" / name.name.replace("mine", "input") for name in names]
+    answer(bundle.run(python, "predict", *together, "--out", alone / "all"))
+    predicted = runner.arrays(str(alone / "all"), "output")
+    for wanted, got in zip(bundle.golden("output"), predicted, strict=True):
+        assert runner.relative_error(wanted, got) <= limit
+
     measured = answer(bundle.run(python, "bench", "--seconds", 0.2, "--count", 20, "--raw"))
     assert len(measured["latencies"]) >= 20
     assert min(measured["latencies"]) > 0

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from edgebuild import arm64
+from edgebuild.bundles.destination import check_writable
 from edgebuild.bundles.manifest import ArtifactRecord, Bundle
 from edgebuild.bundles.verify import DEADLINE, Verification
 from edgebuild.vocabulary.contracts import Completed, Device, Progress
@@ -44,13 +45,14 @@ def pack_native(
 
     Raises:
         InputError: a machine that is none of `MACHINES`, or no compiler for it.
-        InvalidDestination: the folder is there already.
+        InvalidDestination: the folder is there already, or cannot be written.
         DeviceError: the runtime's wheel for another machine cannot be fetched.
     """
     if machine not in MACHINES:
         raise InputError(f"no runner is made for {machine!r}, but for {' and '.join(MACHINES)}")
     if folder.exists():
         raise InvalidDestination(f"{folder} exists: give a new folder")
+    check_writable(folder)
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=".native-") as scratch:
         made = Path(scratch) / "runner"

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edgebuild import runner
+from edgebuild.bundles.destination import check_writable
 from edgebuild.bundles.manifest import FILE, Bundle, Manifest, dump_manifest, is_bundle
 from edgebuild.vocabulary.errors import InvalidDestination
 
@@ -38,12 +39,7 @@ def check_destination(folder: Path) -> None:
         raise InvalidDestination(
             f"{folder} exists and is no bundle: it will not be overwritten. Give another folder"
         )
-    # The folders on the way are made when the bundle is written: a build that fails leaves none.
-    nearest = next(parent for parent in folder.absolute().parents if parent.exists())
-    try:
-        tempfile.TemporaryFile(dir=nearest).close()
-    except OSError as error:
-        raise InvalidDestination(f"{nearest} cannot be written to: {error.strerror}") from None
+    check_writable(folder)
 
 
 def pack(

@@ -33,7 +33,7 @@ def device_url(name_or_url: str, target: Target | None = None) -> str:
     path = _file()
     named = _read(path) if path else {}
     if name_or_url in named:
-        return named[name_or_url]
+        return _checked(path, name_or_url, named[name_or_url])
     if name_or_url in transports:
         return name_or_url
     if ":" in name_or_url:
@@ -63,8 +63,13 @@ def _read(path: Path) -> Mapping[str, str]:
     for name, url in tables.items():
         if not isinstance(url, str):
             raise InputError(f'{path}: {name}: is not a URL in quotes, as "ssh://pi@shelf"')
-        scheme, transports = url.partition(":")[0], catalog.names("devices")
-        if scheme not in transports:
-            nearest = did_you_mean(scheme, transports)
-            raise InputError(f"{path}: {name}: no transport is called {scheme!r}.{nearest}")
     return tables
+
+
+def _checked(path: Path | None, name: str, url: str) -> str:
+    """The URL of the board that is asked for; a slip in another's spoils nothing."""
+    scheme, transports = url.partition(":")[0], catalog.names("devices")
+    if scheme not in transports:
+        nearest = did_you_mean(scheme, transports)
+        raise InputError(f"{path}: {name}: no transport is called {scheme!r}.{nearest}")
+    return url

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgebuild.bundles.destination import check_writable
 from edgebuild.cache import digest
 from edgebuild.llm._kernels_numpy import Floats
 from edgebuild.llm.checkpoint import FLOAT_METHODS, PACKED_METHODS, Checkpoint, Cut, StoredTensor
@@ -213,8 +214,9 @@ def refuse_other_content(out: Path, own: Sequence[str] = OWN_FILES) -> None:
     """A folder may be new, empty, or hold one of its own files, as an earlier run has left them.
 
     Raises:
-        InvalidDestination: it holds something else, or is a file.
+        InvalidDestination: it holds something else, is a file, or cannot be written.
     """
+    check_writable(out)
     if not out.exists():
         return
     if not out.is_dir():

@@ -176,11 +176,15 @@ def _fit(manifest: Manifest) -> str:
 
 
 def judged(found: Verdict, target: str) -> str:
-    """The line that is breached the most, or how many lines were judged how."""
+    """The lines that are breached, the worst first, or how many lines were judged how."""
     binding = found.binding
     if found.status is Status.BREACHED and binding is not None:
-        title, limit, shown, _, _ = line(binding)
-        return f"Does not fit {target}: {title} is {shown}, budget {limit}."
+        breached = [each for each in found.lines if each.status is Status.BREACHED]
+        # The binding one first.
+        breached.sort(key=lambda each: each is not binding)
+        parts = (line(each)[:3] for each in breached)
+        said = "; ".join(f"{title} is {shown}, budget {limit}" for title, limit, shown in parts)
+        return f"Does not fit {target}: {said}."
     counts = Counter(each.status for each in found.lines)
     said = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
     return f"No budget line of {target} is breached: {said}."

@@ -26,12 +26,14 @@ class Accuracy:
     """A score, what it lacks of the network's own, and what it lacks at most, at 95 % confidence.
 
     What is lost is in the points of a score from 0 to 1, and of any other a share of its size.
-    `most_lost` is None where the score can only be taken of a whole split.
+    `most_lost` is None where the score can only be taken of a whole split; `is_bounded` is false
+    of a single sample, which says nothing of others.
     """
 
     score: float
     lost: float
     most_lost: float | None = None
+    is_bounded: bool = True
 
 
 def accuracy_of(case: Case, outputs: list[np.ndarray], samples: StoredSamples) -> Accuracy:
@@ -54,7 +56,9 @@ def accuracy_of(case: Case, outputs: list[np.ndarray], samples: StoredSamples) -
     own, score = scores()
     lost = _lost(own, score)
     blocks = min(BLOCKS, len(samples))
-    if blocks < 2 or any(len(output) != len(samples) for output in outputs):
+    if blocks < 2:
+        return Accuracy(score, lost, is_bounded=False)
+    if any(len(output) != len(samples) for output in outputs):
         return Accuracy(score, lost)
     try:
         parts = np.array([_lost(*scores(rows)) for rows in _all_but_a_block(len(samples), blocks)])

@@ -179,7 +179,8 @@ def figures_of(
             here if is_target else case.target.name,
             # What was lost on these samples was lost; others might lose more.
             *(accuracy.lost, accuracy.most_lost),
-            note="" if is_target else "measured on host in the same runtime",
+            note=_of_accuracy(accuracy, is_target),
+            is_bounded=accuracy.is_bounded,
         ),
     }
     if case.budget.download is not None:
@@ -187,6 +188,12 @@ def figures_of(
         figures["download"] = Figure(size, Evidence.MEASURED, "the file, deflated")
     power = _power(case, figures["latency_p99"])
     return figures if power is None else {**figures, "power": power}
+
+
+def _of_accuracy(accuracy: Accuracy, is_target: bool) -> str:
+    if not accuracy.is_bounded:
+        return "one sample says nothing of others: give more of them"
+    return "" if is_target else "measured on host in the same runtime"
 
 
 def _download_size(case: Case, artifact: Artifact) -> Bytes:

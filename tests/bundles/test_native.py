@@ -266,6 +266,8 @@ def test_a_folder_that_is_there_is_left_alone(bundle: Bundle, tmp_path: Path) ->
     (tmp_path / "taken").mkdir()
     with pytest.raises(InvalidDestination, match="taken exists: give a new folder"):
         pack_native(bundle, tmp_path / "taken", HERE)
+    with pytest.raises(InvalidDestination, match="/proc cannot be written to"):
+        pack_native(bundle, Path("/proc/native"), HERE)
 
 
 def test_a_processor_that_no_runner_is_made_for_is_refused(bundle: Bundle, tmp_path: Path) -> None:

@@ -77,3 +77,11 @@ def test_a_file_that_names_no_devices_is_refused(text: str, reason: str, lab: Pa
     lab.write_text(text)
     with pytest.raises(InputError, match=reason):
         device_url("shelf", TARGET)
+
+
+def test_a_slip_in_the_url_of_another_board_spoils_nothing(lab: Path) -> None:
+    lab.write_text('shelf = "ssh://pi@shelf"\nother = "foo://x"\n')
+    assert device_url("shelf", TARGET) == "ssh://pi@shelf"
+    assert device_url("local", TARGET) == "local"
+    with pytest.raises(InputError, match="other: no transport is called 'foo'"):
+        device_url("other", TARGET)

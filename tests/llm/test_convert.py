@@ -298,6 +298,11 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
         converted(write_checkpoint(tmp_path / "model"), tmp_path / "out")
 
 
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidDestination, match="/proc cannot be written to"):
+        converted(write_checkpoint(tmp_path / "model"), Path("/proc/out"))
+
+
 def test_a_full_disk_is_noticed_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,6 +140,15 @@ def test_a_breached_verdict_names_the_line_the_limit_and_the_next_step(built: Bu
     assert "raise --storage" in said
 
 
+def test_every_breached_line_is_named_the_binding_one_first(built: Bundle) -> None:
+    lines = (
+        BudgetLine("memory", 1e6, measured(1.2e6), Status.BREACHED),
+        BudgetLine("storage", 1000.0, measured(1500.0), Status.BREACHED),
+    )
+    said = words.verdict(manifest_with(built, *lines))
+    assert "storage is 1.5 kB, budget 1 kB; peak memory is 1.2 MB, budget 1 MB." in said
+
+
 def test_without_a_budget_nothing_is_claimed(built: Bundle) -> None:
     said = words.verdict(manifest_with(built))
     assert said.startswith("No budget was stated for robot-raspberry-pi-5")

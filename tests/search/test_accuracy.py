@@ -111,6 +111,14 @@ def test_errors_that_stand_together_tell_less(case: Case) -> None:
     assert far.most_lost > 0.1 > near.most_lost
 
 
+def test_one_sample_bounds_nothing(case: Case) -> None:
+    workload = replace(case.workload, test=[next(iter(case.workload.test))])
+    single = open_case(workload, load_target("host"), Budget(), case.cache, Silence())
+    one = [each[:1] for each in outputs(np.zeros(COUNT, bool))]
+    assert not accuracy_of(single, one, single.test).is_bounded
+    assert accuracy_of(case, outputs(np.zeros(COUNT, bool)), case.validation).is_bounded
+
+
 def test_a_score_of_the_whole_split_alone_bounds_nothing(case: Case) -> None:
     other = replace(case, workload=replace(case.workload, score=of_a_whole_split))
     found = accuracy_of(other, outputs(np.arange(COUNT) < 4), other.validation)

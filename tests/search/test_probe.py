@@ -100,3 +100,8 @@ def test_this_machine_is_not_probed_in_place_of_another(tmp_path: Path) -> None:
 def test_a_profile_is_written_to_a_toml_alone(tmp_path: Path) -> None:
     with pytest.raises(InvalidDestination, match="cannot be a profile"):
         calibrate("host", tmp_path / "host.json")
+
+
+def test_a_profile_that_could_not_be_written_is_refused_before_anything_is_timed() -> None:
+    with pytest.raises(InvalidDestination, match="/proc cannot be written to"):
+        calibrate("host", "/proc/host.toml")
