@@ -31,8 +31,6 @@ WARM_UP_SECONDS = 0.3
 MOST_SAMPLES = 10000
 # A model of seconds must not take an hour: fewer runs then, and so wider bounds.
 MOST_SECONDS = 120.0
-
-
 WITHOUT_VNNI = "session.x64quantprecision"
 
 
@@ -146,7 +144,7 @@ def check(session, artifact, folder):
     golden = golden_of(artifact)
     expected = arrays(os.path.join(folder, golden["folder"]), "output")
     worst = 0.0
-    for row, given in enumerate(rows_of(os.path.join(folder, golden["folder"]))):
+    for row, given in enumerate(rows_of(arrays(os.path.join(folder, golden["folder"]), "input"))):
         actual = session.run(fitted(session, given))
         if len(actual) != len(expected):
             raise Trouble(2, "%d golden outputs, %d of the model" % (len(expected), len(actual)))
@@ -163,16 +161,13 @@ def relative_error(wanted, got):
     return float(np.abs(wanted - got).max() / max(np.abs(wanted).max(), 1e-12))
 
 
-def outputs(session, source, destination):
-    """Runs every sample of a folder one by one and saves the outputs joined along the batch."""
-    rows = [session.run(fitted(session, row)) for row in rows_of(source)]
-    save(destination, joined(rows))
-    return {"samples": len(rows)}
-
-
-def joined(rows):
-    """The outputs of several samples, one array each; those of one sample as they are."""
-    return rows[0] if len(rows) == 1 else [np.concatenate(column) for column in zip(*rows)]
+def outputs(session, inputs, destination):
+    """Runs one sample after the other; saves and returns the outputs, joined along the batch."""
+    rows = [session.run(fitted(session, row)) for row in rows_of(inputs)]
+    found = rows[0] if len(rows) == 1 else [np.concatenate(column) for column in zip(*rows)]
+    if destination:
+        save(destination, found)
+    return found
 
 
 def bench(path, artifact, threads, version, source, seconds, count, fill=False):
@@ -180,7 +175,7 @@ def bench(path, artifact, threads, version, source, seconds, count, fill=False):
 
     A fast model has its samples sooner; with `fill` it runs on, so that a power meter can follow.
     """
-    given = list(itertools.islice(rows_of(source), 8))
+    given = list(itertools.islice(rows_of(arrays(source, "input")), 8))
     cores = pinned(threads)
     reset_peak()
     baseline = memory()
@@ -319,22 +314,13 @@ def machine() -> str:
     return platform.machine()
 
 
-def rows_of(folder):
-    """The samples of a folder one after the other, each input with batch 1."""
-    inputs = arrays(folder, "input")
-    for row in range(min(len(array) for array in inputs)):
-        yield [np.array(array[row : row + 1]) for array in inputs]
-
-
-def samples_of(session, inputs):
-    """One sample after the other, where every input holds as many; else the inputs as they are."""
-    shapes = [shape for shape, _ in session.expected]
+def rows_of(inputs):
+    """One sample after the other, each input with batch 1."""
     counts = {array.shape[:1] for array in inputs}
-    fit = [array.ndim and array.shape[1:] == shape[1:] for array, shape in zip(inputs, shapes)]
-    if len(inputs) != len(shapes) or len(counts) != 1 or not all(fit) or len(inputs[0]) == 0:
-        return [fitted(session, inputs)]
-    rows = range(len(inputs[0]))
-    return [fitted(session, [array[row : row + 1] for array in inputs]) for row in rows]
+    if len(counts) != 1 or counts & {(), (0,)}:
+        raise Trouble(2, "the inputs hold no samples, or not as many each")
+    for row in range(len(inputs[0])):
+        yield [np.array(array[row : row + 1]) for array in inputs]
 
 
 def fitted(session, inputs):
@@ -418,13 +404,12 @@ def answer(asked):
         return 0
     session = opened(path, artifact, threads)
     if asked.command == "predict":
-        rows = samples_of(session, [loaded(name) for name in asked.inputs])
-        found = joined([session.run(row) for row in rows])
-        if asked.out:
-            save(asked.out, found)
+        found = outputs(session, [loaded(name) for name in asked.inputs], asked.out)
         result = {"outputs": [summary_of(array) for array in found]}
     elif asked.command == "outputs":
-        result = outputs(session, asked.folder, asked.out)
+        given = arrays(asked.folder, "input")
+        outputs(session, given, asked.out)
+        result = {"samples": len(given[0])}
     else:
         result = check(session, artifact, folder)
     print(json.dumps(dict(result, runtime=version)))

@@ -28,7 +28,8 @@ def sustained(path, artifact, threads, version, source, seconds):
     """Runs one input after the other for so long: what is left of the speed once it is warm."""
     cores = runner.pinned(threads)
     session = runner.opened(path, artifact, threads)
-    given = [runner.fitted(session, row) for row in itertools.islice(runner.rows_of(source), 8)]
+    rows = runner.rows_of(runner.arrays(source, "input"))
+    given = [runner.fitted(session, row) for row in itertools.islice(rows, 8)]
     runner.warm_up(session, given)
     window, end = min(WINDOW, seconds / 6), min(END, seconds / 3)
     windows, first, last = [], [], collections.deque(maxlen=round(end / window))
