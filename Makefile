@@ -2,8 +2,8 @@
 # code is left to the first import: of twenty thousand files few are imported, and to compile them
 # all takes as long as to fetch them.
 PYTHON ?= python3.11
-INSTALL := .venv/bin/pip install --quiet --disable-pip-version-check --no-compile
 BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 INSTALLED := .venv/installed
 
 .PHONY: demo test test-devices lint bench bench-search bench-predictor bench-llm clean

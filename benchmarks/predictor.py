@@ -71,11 +71,11 @@ def main() -> None:
     cache, target = Cache(default_root()), load_target("host")
     with shown(stderr()) as progress, catalog.device("local") as device:
         made = list(_all_made(options.networks or list(SUBJECTS), target, cache, progress))
-        taken = list(_measured(made, BEFORE, device, progress))
+        turns = list(_measured(made, BEFORE, device, progress))
         calibration = probe(target, device, cache, progress)
-        taken += _measured(made, AFTER, device, progress)
+        turns += _measured(made, AFTER, device, progress)
         # Whatever else the machine does can only slow it down.
-        seconds = list(map(min, zip(*taken, strict=True)))
+        seconds = list(map(min, zip(*turns, strict=True)))
         rows = [_row(one, taken, calibration) for one, taken in zip(made, seconds, strict=True)]
     if options.keep:
         options.keep.write_bytes(TypeAdapter(Calibration).dump_json(calibration))

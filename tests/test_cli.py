@@ -243,7 +243,7 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path) -> None:
         preexec_fn=heeding_interrupts,
     ) as process:
         assert process.stderr is not None
-        # The first bar, as soon as it is there: everything that interrupts is in place by then.
+        # The first line, as soon as it is there: everything that interrupts is in place by then.
         os.read(process.stderr.fileno(), 10)
         process.send_signal(signal.SIGINT)
         said = process.stderr.read().decode()

@@ -176,13 +176,12 @@ def _fit(manifest: Manifest) -> str:
 
 
 def judged(found: Verdict, target: str) -> str:
-    """The lines that are breached, the worst first, or how many lines were judged how."""
+    """The lines that are breached, the binding one first, or how many lines were judged how."""
     binding = found.binding
     if found.status is Status.BREACHED and binding is not None:
         breached = [each for each in found.lines if each.status is Status.BREACHED]
-        # The binding one first.
-        breached.sort(key=lambda each: each is not binding)
-        parts = (line(each)[:3] for each in breached)
+        others = [each for each in breached if each is not binding]
+        parts = (line(each)[:3] for each in (binding, *others))
         said = "; ".join(f"{title} is {shown}, budget {limit}" for title, limit, shown in parts)
         return f"Does not fit {target}: {said}."
     counts = Counter(each.status for each in found.lines)
