@@ -31,10 +31,9 @@ IN_COMMON = 0.3
 UNEXPLAINED = 0.04
 # A network that touches so many bytes finds none of its weights in the caches any more; which of
 # them it is on a device, its own timings tell. No network of the probe touches more.
-SIZES = (1e6, 2e6, 4e6, 8e6, 16e6, 32e6, 64e6)
-# Sizes that fit so nearly as well as the best are told apart by noise alone: the largest of them
-# says least of what was not seen.
-AS_GOOD = 1.01
+SIZES = (1e6, 2e6, 4e6, 8e6, 12e6, 16e6, 24e6, 32e6, 48e6, 64e6)
+# Networks that take less than this tell what calls take rather than caches.
+CLEAR = Seconds(100e-6)
 # An interval holds nine of ten truths with a margin: so many standard deviations.
 WIDE = 2.0
 # A class that was never probed may be off by a factor of e.
@@ -154,8 +153,8 @@ def predictor(probed: ProbedRuntime) -> Predictor:
     """Fits every class of kernels that was probed, and what a call takes beside its kernels."""
     networks = probed.networks
     calls = _Calls.fit(networks)
-    bends = {size: _bend(_samples(networks, calls, size)) for size in SIZES}
-    caches = max(size for size, bend in bends.items() if bend <= AS_GOOD * min(bends.values()))
+    # Of sizes that fit alike the largest: it says least of what was not seen.
+    caches = min(reversed(SIZES), key=lambda size: _misjudged(networks, calls, size))
     samples = _samples(networks, calls, caches)
     everything = line_through([one for each in samples.values() for one in each])
     draft = Predictor(
@@ -185,13 +184,25 @@ def _samples(
     return found
 
 
-def _bend(samples: Mapping[str, Sequence[Sample]]) -> float:
-    """How far layers are from their lines, each class by its share of the time."""
-    return sum(
-        line_through(each).error * sum(taken for _, _, taken in each)
-        for each in samples.values()
+def _misjudged(networks: Sequence[NetworkSample], calls: _Calls, caches: float) -> float:
+    """How far the layers of each network are from the sum of their lines, over all networks.
+
+    The sums, because kernels differ from their lines by their shapes, whatever the caches hold.
+    """
+    samples = _samples(networks, calls, caches)
+    lines = {
+        kind: line_through(each)
+        for kind, each in samples.items()
         if each[0][0].macs and len(each) >= ENOUGH
-    )
+    }
+    far = 0.0
+    for network in networks:
+        missed = _missed(_around(_works(network)), caches)
+        layers = [kernel for kernel in network.kernels if kernel.work.kind in lines]
+        taken = sum(calls.own(kernel.hot) for kernel in layers)
+        along = sum(lines[kernel.work.kind].seconds(kernel.work, missed) for kernel in layers)
+        far += abs(math.log((taken + CLEAR) / (along + CLEAR)))
+    return far
 
 
 def _missed(around: float, caches: float) -> float:
@@ -211,7 +222,7 @@ def _unexplained(draft: Predictor, networks: Sequence[NetworkSample]) -> float:
 
 def _around(works: Sequence[KernelWork]) -> float:
     """Bytes that a network touches: little of it is left in the caches from run to run."""
-    return float(sum(work.weights + work.written for work in works))
+    return float(sum(work.weights + work.read + work.written for work in works))
 
 
 def _works(network: NetworkSample) -> list[KernelWork]:

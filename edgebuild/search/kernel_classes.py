@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import nnls
+from scipy.optimize import least_squares, nnls
 
 from edgebuild.vocabulary.artifact import KernelWork
 from edgebuild.vocabulary.calibration import TICK
@@ -27,9 +27,10 @@ LEAST_ERROR = 0.02
 ALIKE = 1.03
 # A factor of three beside the line is not a matter of shapes where nothing else is.
 FAR = 1.1
-# Refits with less weight on kernels that are further off than this share: some shapes run on
-# kernels of their own.
-ROUNDS, ASTRAY = 8, 0.2
+# Kernels that are further off than this, in the logarithm, count for less than their square.
+ASTRAY = 0.3
+# What a kernel counts for at least that took no time by the clock.
+LEAST_WEIGHT = 0.05
 # A class that was hardly probed may be off by so much, in the logarithm.
 FEW = 0.5
 
@@ -103,28 +104,35 @@ def _features(work: KernelWork) -> np.ndarray:
 
 
 def line_through(samples: Sequence[Sample]) -> KernelClass:
-    """The sum of `_terms`, each times a factor, by least relative squares.
+    """The sum of `_terms`, each times a factor that is not negative.
 
-    Nothing is negative, and what lies astray counts less.
+    By the least squares of logarithms, twice too slow as bad as twice too fast, with a loss that
+    grows slowly for what lies astray (soft l1, as in scipy.optimize.least_squares): some shapes run
+    on kernels of their own.
     """
     terms = np.array([_terms(work, missed) for work, missed, _ in samples])
     seconds = np.array([taken for _, _, taken in samples])
+    told = np.log(seconds + TICK)
+    # Of what takes less than two ticks the clock says little: hundreds of kernels that read as
+    # nothing would bend the line down where others are long enough to be told.
+    weights = np.clip(seconds / (2 * TICK), LEAST_WEIGHT, 1.0)
     sizes = np.maximum(terms.max(axis=0), 1e-30)
-    # Each kernel counts by the larger of what it took and what is expected: by what it took alone,
-    # one that was taken for another, and took next to nothing, would bend the line to nothing.
-    work = np.maximum(terms[:, 2] if terms[:, 2].any() else terms[:, -1], 1.0)
-    expected = work * float(np.median(seconds / work))
-    for _ in range(ROUNDS):
-        astray = np.abs(np.log((seconds + TICK) / (expected + TICK)))
-        weights = np.minimum(1, ASTRAY / np.maximum(astray, 1e-9))
-        # Of what takes less than two ticks the clock says little: hundreds of kernels that read as
-        # nothing would bend the line down where others are long enough to be told.
-        longest = np.maximum(seconds, expected)
-        weights *= np.minimum(1, longest / (2 * TICK)) / np.maximum(longest, TICK)
-        found, _ = nnls(terms / sizes * weights[:, None], seconds * weights)
-        line = found / sizes
-        expected = terms @ line
-    ratios = np.log((seconds + TICK) / (terms @ line + TICK))
+    present = terms.max(axis=0) > 0
+    shares = (terms / sizes)[:, present]
+    relative = 1 / np.maximum(seconds, TICK)
+    begun, _ = nnls(shares * relative[:, None], seconds * relative)
+    found = least_squares(
+        lambda factors: weights * (np.log(shares @ factors + TICK) - told),
+        np.maximum(begun, TICK / 1000),
+        lambda factors: shares * (weights / (shares @ factors + TICK))[:, None],
+        bounds=(0, np.inf),
+        loss="soft_l1",
+        f_scale=ASTRAY,
+        x_scale=np.maximum(begun, float(seconds.mean()) / 100),
+    )
+    line = np.zeros(len(sizes))
+    line[present] = found.x / sizes[present]
+    ratios = told - np.log(terms @ line + TICK)
     # Of few samples the line goes through most, and says nothing of how far it is off.
     few = FEW / math.sqrt(len(samples))
     error = max(float(np.sqrt(np.mean(ratios**2))), few)
