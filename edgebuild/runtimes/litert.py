@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from edgebuild.runtimes import _litert_profile
 from edgebuild.runtimes._litert_work import works_of
-from edgebuild.runtimes._profiled import profiled
+from edgebuild.runtimes._profiling import command
 from edgebuild.samples import StoredSamples
 from edgebuild.vocabulary.artifact import Arithmetic, Artifact, KernelRun
 from edgebuild.vocabulary.calibration import TICK, KernelSample, ProfileEffort, typical
@@ -42,6 +42,7 @@ class Litert:
 
     name: ClassVar[str] = "litert"
     package: ClassVar[str] = "ai-edge-litert"
+    module: ClassVar[str] = "ai_edge_litert.interpreter"
 
     def version(self) -> str:
         return importlib.metadata.version(self.package)
@@ -69,15 +70,18 @@ class Litert:
                 work=works[number],
             )
 
-    def timings(
+    def profiling(
         self,
         artifact: Artifact,
         samples: StoredSamples,
         device: Device,
         threads: int,
         effort: ProfileEffort,
-    ) -> Iterator[KernelSample]:
-        events = profiled(_litert_profile, artifact, samples, device, (), threads, effort)
+    ) -> list[str]:
+        return command(_litert_profile, artifact, samples, device, (), threads, effort)
+
+    def timings(self, artifact: Artifact, said: str) -> Iterator[KernelSample]:
+        events = json.loads(said)
         works = works_of(artifact.path, [name for name, *_ in events])
         for (name, is_delegated, *runs), work in zip(events, works, strict=True):
             hot, cold = map(_centered, runs) if is_delegated else runs

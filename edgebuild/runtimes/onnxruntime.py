@@ -17,7 +17,7 @@ from edgebuild import runner
 from edgebuild.runtimes import _onnxruntime_profile
 from edgebuild.runtimes._onnxruntime_profile import profile
 from edgebuild.runtimes._onnxruntime_work import arithmetic, work_of
-from edgebuild.runtimes._profiled import profiled
+from edgebuild.runtimes._profiling import command
 from edgebuild.samples import StoredSamples
 from edgebuild.vocabulary.artifact import Artifact, KernelRun
 from edgebuild.vocabulary.calibration import KernelSample, ProfileEffort, typical
@@ -38,6 +38,7 @@ class Onnxruntime:
 
     name: ClassVar[str] = "onnxruntime"
     package: ClassVar[str] = "onnxruntime"
+    module: ClassVar[str] = "onnxruntime"
 
     def version(self) -> str:
         return importlib.metadata.version(self.package)
@@ -64,18 +65,20 @@ class Onnxruntime:
                 work=work,
             )
 
-    def timings(
+    def profiling(
         self,
         artifact: Artifact,
         samples: StoredSamples,
         device: Device,
         threads: int,
         effort: ProfileEffort,
-    ) -> Iterator[KernelSample]:
+    ) -> list[str]:
         settings = json.dumps(dict(artifact.settings))
         options = (json.dumps(artifact.inputs), settings, device.push(Path(runner.__file__)))
-        found = profiled(_onnxruntime_profile, artifact, samples, device, options, threads, effort)
-        for event in found:
+        return command(_onnxruntime_profile, artifact, samples, device, options, threads, effort)
+
+    def timings(self, artifact: Artifact, said: str) -> Iterator[KernelSample]:
+        for event in json.loads(said):
             hot, cold = typical(event["hot"]), typical(event["cold"])
             yield KernelSample(event["kernel"], work_of(event), hot, cold)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -228,9 +228,10 @@ def outputs_of(
     """The artifact's outputs over a split, in its runtime on the device."""
 
     def run(folder: Path) -> None:
-        with _spec(artifact, threads=1) as spec:
+        with tempfile.TemporaryDirectory() as scratch:
+            spec = _specified(artifact, 1, device, Path(scratch))
             remote = f"{device.push(spec.parent)}/outputs"
-            _run(device, spec, "outputs", device.push(samples.folder), remote)
+            _run(device, [*_loader(spec, device), "outputs", device.push(samples.folder), remote])
             device.pull(remote, folder)
 
     key = digest(artifact.path.parent.name, samples.digest, device.name, device.identity)
@@ -263,34 +264,58 @@ def clock(
     artifact: Artifact, samples: StoredSamples, threads: int, device: Device, effort: Effort
 ) -> Measurement:
     """One measurement, taken anew."""
-    with _spec(artifact, threads) as spec:
-        options = ["--raw", "--inputs", device.push(samples.folder)]
-        options += ["--seconds", str(effort.seconds), "--count", str(effort.count)]
-        said = _run(device, spec, "bench", *options)
+    with tempfile.TemporaryDirectory() as scratch:
+        words = clocking(artifact, samples, threads, device, effort, Path(scratch))
+        return clocked(_run(device, words))
+
+
+def clocking(
+    artifact: Artifact,
+    samples: StoredSamples,
+    threads: int,
+    device: Device,
+    effort: Effort,
+    scratch: Path,
+) -> list[str]:
+    """The script, and its arguments, that measures an artifact on a device."""
+    spec = _specified(artifact, threads, device, scratch)
+    asked = ("--seconds", str(effort.seconds), "--count", str(effort.count))
+    return [
+        *_loader(spec, device),
+        "bench",
+        "--raw",
+        "--inputs",
+        device.push(samples.folder),
+        *asked,
+    ]
+
+
+def clocked(said: str) -> Measurement:
+    """What that script has printed."""
     return TypeAdapter(Measurement).validate_json(said)
 
 
-@contextmanager
-def _spec(artifact: Artifact, threads: int) -> Iterator[Path]:
-    """A manifest that says just what the runner needs to know."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "manifest.json"
-        record = {
-            "file": str(artifact.path),
-            "format": artifact.format,
-            "inputs": artifact.inputs,
-            "outputs": artifact.outputs,
-            "settings": dict(artifact.settings),
-            "minimum_runtime": dict(artifact.minimum_runtime),
-        }
-        path.write_text(json.dumps({"threads": threads, "artifact": record}))
-        yield path
+def _specified(artifact: Artifact, threads: int, device: Device, folder: Path) -> Path:
+    """A manifest that says just what the loader needs to know on a device."""
+    record = {
+        "file": device.push(artifact.path),
+        "format": artifact.format,
+        "inputs": artifact.inputs,
+        "outputs": artifact.outputs,
+        "settings": dict(artifact.settings),
+        "minimum_runtime": dict(artifact.minimum_runtime),
+    }
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({"threads": threads, "artifact": record}))
+    return path
 
 
-def _run(device: Device, spec: Path, command: str, *options: str) -> str:
-    script = device.push(Path(runner.__file__))
-    words = ["python", script, "--manifest", device.push(spec), command, *options]
-    done = device.run(words, DEADLINE)
+def _loader(spec: Path, device: Device) -> list[str]:
+    return [device.push(Path(runner.__file__)), "--manifest", device.push(spec)]
+
+
+def _run(device: Device, words: Sequence[str]) -> str:
+    done = device.run(["python", *words], DEADLINE)
     if done.returncode != 0:
-        raise DeviceError(f"{command} on {device.name} failed: {done.reason}")
+        raise DeviceError(f"{words[3]} on {device.name} failed: {done.reason}")
     return done.stdout

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import datetime
+import itertools
+import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
 
-from edgebuild import catalog
+from edgebuild import batch, catalog
 from edgebuild.cache import Cache, digest
 from edgebuild.capture import capture
 from edgebuild.samples import StoredSamples, store_split
 from edgebuild.search.estimate import load_of
-from edgebuild.search.measure import Effort, clock
+from edgebuild.search.measure import Effort, clocked, clocking
 from edgebuild.search.probe_blocks import Block, image_blocks, row_blocks, tiny_blocks, token_blocks
 from edgebuild.search.probe_modules import SideBySide
 from edgebuild.search.uniform import exporters_of, uniform
@@ -30,12 +33,13 @@ from edgebuild.vocabulary.calibration import (
     ProfileEffort,
     typical,
 )
-from edgebuild.vocabulary.contracts import Device, Exporter, Progress
-from edgebuild.vocabulary.errors import InputError, told
+from edgebuild.vocabulary.contracts import Completed, Device, Exporter, Progress
+from edgebuild.vocabulary.errors import DeviceError, InputError, told
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Program
 from edgebuild.vocabulary.recipe import Candidate
 from edgebuild.vocabulary.target import RuntimeFacts, Target
+from edgebuild.vocabulary.units import Seconds
 
 SEED = 0
 # Precisions whose kernels are others than those of fp32; the rest computes as fp32 does.
@@ -49,6 +53,10 @@ PROFILED = ProfileEffort(hot=12, cold=4)
 TIMED = Effort(seconds=0.2, count=12)
 # Fresh processes, apart in time: what disturbs one does not disturb all.
 TURNS = 3
+# Networks of one command there: each job over a link costs seconds, and all at once show no
+# progress.
+AT_ONCE = 8
+DEADLINE = Seconds(300.0)
 
 
 @dataclass(frozen=True)
@@ -115,22 +123,109 @@ def _runtimes(
     for exporter, runtime in exporters_of(target, catalog.names("exporters")):
         runtimes[runtime.name] = runtime
         made += _made(exporter, runtime, cache, progress, networks)
-    timed: list[list[NetworkSample]] = [[] for _ in made]
-    versions: dict[str, str] = {}
-    with progress.step("Probing", total=TURNS * len(made)) as step:
-        # All runtimes in every turn, so that turns lie apart.
-        for _ in range(TURNS):
-            for one, turns in zip(made, timed, strict=True):
-                name = one.artifact.runtime
-                sample, versions[name] = _timed(one, device, runtimes[name].threads)
-                turns.append(sample)
-                step.advance(f"{name} {one.name}")
+    with tempfile.TemporaryDirectory() as scratch:
+        trials = list(_trials(made, runtimes, device, Path(scratch), progress))
+        turns = list(_turns(trials, device, progress))
     for name, runtime in runtimes.items():
-        own = [
-            turns for one, turns in zip(made, timed, strict=True) if one.artifact.runtime == name
-        ]
-        samples = tuple(map(undisturbed, own))
-        yield ProbedRuntime(name, versions.get(name, ""), runtime.threads, samples)
+        own = [taken for taken in zip(*turns, strict=True) if taken[0].runtime == name]
+        version = own[0][0].version if own else ""
+        samples = tuple(undisturbed([one.sample for one in taken]) for taken in own)
+        yield ProbedRuntime(name, version, runtime.threads, samples)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A network on the device, and the two programs there that time it: by kernels, and whole."""
+
+    made: _Made
+    profiling: Sequence[str]
+    clocking: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What one turn has shown of a network, and the runtime that said so."""
+
+    sample: NetworkSample
+    runtime: str
+    version: str
+
+
+def _trials(
+    made: Sequence[_Made],
+    runtimes: Mapping[str, RuntimeFacts],
+    device: Device,
+    scratch: Path,
+    progress: Progress,
+) -> Iterator[_Trial]:
+    """Brings every network to the device, once for all turns."""
+    with progress.step("Copying", total=len(made)) as step:
+        for number, one in enumerate(made):
+            artifact, samples = one.artifact, one.samples
+            threads = runtimes[artifact.runtime].threads
+            folder = scratch / str(number)
+            folder.mkdir()
+            runtime = catalog.runtime(artifact.runtime)
+            profiling = runtime.profiling(artifact, samples, device, threads, PROFILED)
+            whole = clocking(artifact, samples, threads, device, TIMED, folder)
+            yield _Trial(one, profiling, whole)
+            step.advance(one.name)
+
+
+def _turns(
+    trials: Sequence[_Trial], device: Device, progress: Progress
+) -> Iterator[Sequence[_Taken]]:
+    """All networks of all runtimes in every turn, so that turns lie apart."""
+    parts = [
+        part
+        for _, own in itertools.groupby(trials, lambda trial: trial.made.artifact.runtime)
+        for part in _parts(list(own))
+    ]
+    with progress.step("Probing", total=TURNS * len(parts)) as step:
+        for _ in range(TURNS):
+            turn: list[_Taken] = []
+            for part in parts:
+                turn += _taken(part, device)
+                step.advance(f"{turn[-1].runtime} {turn[-1].sample.name}")
+            yield turn
+
+
+def _parts(trials: Sequence[_Trial]) -> Iterator[Sequence[_Trial]]:
+    for start in range(0, len(trials), AT_ONCE):
+        yield trials[start : start + AT_ONCE]
+
+
+def _taken(trials: Sequence[_Trial], device: Device) -> Iterator[_Taken]:
+    """What networks of one runtime take, timed one after the other."""
+    runtime = catalog.runtime(trials[0].made.artifact.runtime)
+    programs = [words for trial in trials for words in (trial.profiling, trial.clocking)]
+    said = iter(_said(["numpy", runtime.module], programs, device))
+    for trial in trials:
+        kernels = tuple(runtime.timings(trial.made.artifact, next(said)))
+        whole = clocked(next(said))
+        seconds = typical(whole.latencies)
+        sample = NetworkSample(trial.made.name, kernels, trial.made.load, seconds)
+        yield _Taken(sample, runtime.name, whole.runtime)
+
+
+def _said(imports: Sequence[str], programs: Sequence[Sequence[str]], device: Device) -> list[str]:
+    """What each program has printed.
+
+    Raises:
+        DeviceError: one of them has failed; says why.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        jobs = Path(scratch) / "jobs.json"
+        jobs.write_text(json.dumps({"imports": imports, "programs": programs}))
+        words = ("python", device.push(Path(batch.__file__)), device.push(jobs))
+        done = device.run(words, Seconds(DEADLINE * len(programs)))
+    if done.returncode != 0:
+        raise DeviceError(f"{device.name} cannot be probed: {done.reason}")
+    ended = [Completed(**one) for one in json.loads(done.stdout)]
+    for one in ended:
+        if one.returncode != 0:
+            raise DeviceError(f"{device.name} cannot be probed: {one.reason}")
+    return [one.stdout for one in ended]
 
 
 def undisturbed(turns: Sequence[NetworkSample]) -> NetworkSample:
@@ -154,15 +249,6 @@ def _by_work(turn: NetworkSample) -> list[KernelSample]:
 
 def _works(kernels: Sequence[KernelSample]) -> list[tuple[str, KernelWork]]:
     return [(kernel.kernel, kernel.work) for kernel in kernels]
-
-
-def _timed(made: _Made, device: Device, threads: int) -> tuple[NetworkSample, str]:
-    """What one network takes, and the runtime that said so."""
-    runtime = catalog.runtime(made.artifact.runtime)
-    kernels = tuple(runtime.timings(made.artifact, made.samples, device, threads, PROFILED))
-    whole = clock(made.artifact, made.samples, threads, device, TIMED)
-    seconds = typical(whole.latencies)
-    return NetworkSample(made.name, kernels, made.load, seconds), whole.runtime
 
 
 def _made(

@@ -218,10 +218,14 @@ class Meter(Protocol):
 
 
 class Runtime(Protocol):
-    """What runs an artifact, and can say which kernels it used."""
+    """What runs an artifact, and can say which kernels it used.
+
+    `package` is what pip calls it, and `module` what Python imports.
+    """
 
     name: ClassVar[str]
     package: ClassVar[str]
+    module: ClassVar[str]
 
     def version(self) -> str:
         """The release that is installed here."""
@@ -231,19 +235,23 @@ class Runtime(Protocol):
         """The kernels of one run, from the runtime's own graph and profile."""
         ...
 
-    def timings(
+    def profiling(
         self,
         artifact: Artifact,
         samples: Samples,
         device: Device,
         threads: int,
         effort: ProfileEffort,
-    ) -> Iterator[KernelSample]:
-        """What each kernel takes on a device, by the profile of the runtime there.
+    ) -> list[str]:
+        """The script, and its arguments, that has the runtime profile an artifact on a device.
 
         Raises:
-            DeviceError: the runtime there cannot profile it; says why.
+            DeviceError: the device does not take the files.
         """
+        ...
+
+    def timings(self, artifact: Artifact, said: str) -> Iterator[KernelSample]:
+        """What each kernel takes, by what that script has printed."""
         ...
 
 

@@ -25,6 +25,11 @@ PLATFORM_TOOLS = PARTS / "usr/lib/android-sdk/platform-tools"
 SETUP = """
 set -e
 ip link set lo up
+# Nothing that the tests have made here is there, but the board's own folder.
+mount --bind "$1" /mnt
+mount -t tmpfs tmpfs "$3"
+mkdir -p "$1"
+mount --move /mnt "$1"
 mount -t tmpfs -o size="$2" tmpfs "$1/disk"
 mount --bind "$1/passwd" /etc/passwd
 mount -t tmpfs tmpfs /run
@@ -248,7 +253,8 @@ def _namespace(folder: Path, tools: str, disk: str, python: str) -> Iterator[int
     )
     own = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     holder = subprocess.Popen(
-        ["unshare", *own, "sh", "-c", SETUP, "sh", str(folder), disk], stdout=subprocess.PIPE
+        ["unshare", *own, "sh", "-c", SETUP, "sh", str(folder), disk, str(folder.parent)],
+        stdout=subprocess.PIPE,
     )
     try:
         assert holder.stdout is not None

@@ -15,9 +15,11 @@ from edgebuild.runtimes._onnxruntime_work import arithmetic
 from edgebuild.runtimes.onnxruntime import _sites
 from edgebuild.vocabulary.artifact import Arithmetic
 from edgebuild.vocabulary.calibration import ProfileEffort
-from edgebuild.vocabulary.errors import DeviceError
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.target import Activations
+from edgebuild.vocabulary.units import Seconds
+
+MOMENT = Seconds(60.0)
 
 KERNELS = [
     ("QLinearConv", True, Arithmetic.INTEGER),
@@ -101,12 +103,14 @@ def test_profiles_are_taken_with_the_settings_that_the_runner_has_there(
     held_out = workshop.subject("residual-cnn").held_out
     runtime, effort = catalog.runtime("onnxruntime"), ProfileEffort(2, 1)
     with catalog.device("local") as device:
-        assert list(runtime.timings(artifact, held_out, device, 1, effort))
+        asked = (artifact, held_out, device, 1, effort)
+        done = device.run(["python", *runtime.profiling(*asked)], MOMENT)
+        assert list(runtime.timings(artifact, done.stdout))
         other = tmp_path / "runner.py"
         other.write_text("def session_settings(settings):\n    raise SystemExit('was asked')\n")
         monkeypatch.setattr(runner, "__file__", str(other))
-        with pytest.raises(DeviceError, match="was asked"):
-            list(runtime.timings(artifact, held_out, device, 1, effort))
+        refused = device.run(["python", *runtime.profiling(*asked)], MOMENT)
+        assert refused.reason == "was asked"
     monkeypatch.setattr(runner, "session_settings", small_build.failing(LookupError("was asked")))
     with pytest.raises(LookupError, match="was asked"):
         list(runtime.kernels(artifact, held_out))
