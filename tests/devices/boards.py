@@ -54,6 +54,10 @@ class Board:
         """The device's files, as they are seen from here."""
         return Path(f"/proc/{self.process}/root{self.folder}/disk")
 
+    def place(self, name: str) -> str:
+        """A file of the disk, as it is called on the device."""
+        return f"{self.folder}/disk/{name}"
+
     def device(self) -> Device:
         return device(self.url)
 

@@ -33,33 +33,31 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_patience, "RETRIES", (0.1,))
 
 
-def test_half_an_answer_is_not_believed(phone: Board, tmp_path: Path) -> None:
+def test_half_an_answer_is_not_believed(phone: Board) -> None:
     link = AdbLink("127.0.0.1:5555")
     link.connect()
-    script = f"echo half; : >{tmp_path}/begun; sleep 30; echo whole"
+    script = f"echo half; : >{phone.place('begun')}; sleep 30; echo whole"
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(_link.ask, link, script)
-        until((tmp_path / "begun").exists)
+        until((phone.disk / "begun").exists)
         phone.kill_server()
         with pytest.raises(_link.LinkDropped, match=r"the link to adb://127.0.0.1:5555 dropped"):
             answer.result(timeout=30)
 
 
-def test_a_job_outlives_a_restarted_adbd(phone: Board, tmp_path: Path) -> None:
+def test_a_job_outlives_a_restarted_adbd(phone: Board) -> None:
     with phone.device() as device, ThreadPoolExecutor(1) as pool:
-        done = pool.submit(device.run, ["sh", "-c", SLOW, f"{tmp_path}/runs"], SOON)
-        until((tmp_path / "runs").exists)
+        done = pool.submit(device.run, ["sh", "-c", SLOW, phone.place("runs")], SOON)
+        until((phone.disk / "runs").exists)
         restart(phone)
         assert done.result(timeout=60).stdout == "result\n"
-    assert (tmp_path / "runs").read_text() == "run\n"
+    assert (phone.disk / "runs").read_text() == "run\n"
 
 
-def test_a_device_that_stays_away_is_given_up(
-    phone: Board, tmp_path: Path, impatient: None
-) -> None:
+def test_a_device_that_stays_away_is_given_up(phone: Board, impatient: None) -> None:
     with phone.device() as device, ThreadPoolExecutor(1) as pool:
-        done = pool.submit(device.run, ["sh", "-c", SLOW, f"{tmp_path}/runs"], SOON)
-        until((tmp_path / "runs").exists)
+        done = pool.submit(device.run, ["sh", "-c", SLOW, phone.place("runs")], SOON)
+        until((phone.disk / "runs").exists)
         phone.kill_server()
         with pytest.raises(DeviceError, match="and did not come back"):
             done.result(timeout=60)

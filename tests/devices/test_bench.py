@@ -46,10 +46,11 @@ def test_a_meter_on_the_device_is_read_while_that_is_busy(
 ) -> None:
     monkeypatch.setattr(metered, "SHORTEST_IDLE", Seconds(2.0))
     monkeypatch.setattr(metered, "SETTLING", Seconds(0.0))
-    tree = lay_out("jetson-orin-nano", tmp_path / "hwmon")
-    effort = Effort(seconds=3.0, count=50, meter=f"ina3221={tree}")
     board = ssh_board(tmp_path / "jetson", monkeypatch, tools="busybox")
     with board as jetson, jetson.device() as device:
+        lay_out("jetson-orin-nano", jetson.disk / "hwmon")
+        meter = f"ina3221={jetson.place('hwmon')}"
+        effort = Effort(seconds=3.0, count=50, meter=meter)
         found = run_bench(bundle, "jetson", device, effort)
     assert found.measurement is not None
     # A recording shows the same all the time, and that is found out: so it was read meanwhile.

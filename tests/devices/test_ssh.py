@@ -195,22 +195,20 @@ def test_a_disk_that_fills_up_meanwhile_is_named_and_left_with_room(
 # ---- commands
 
 
-def test_a_job_outlives_its_link(pi: Board, drop: Callable[[Board], None], tmp_path: Path) -> None:
+def test_a_job_outlives_its_link(pi: Board, drop: Callable[[Board], None]) -> None:
     with pi.device() as device, ThreadPoolExecutor(1) as pool:
-        done = pool.submit(device.run, ["sh", "-c", SLOW, f"{tmp_path}/runs"], SOON)
-        until((tmp_path / "runs").exists)
+        done = pool.submit(device.run, ["sh", "-c", SLOW, pi.place("runs")], SOON)
+        until((pi.disk / "runs").exists)
         drop(pi)
         assert done.result(timeout=60).stdout == "result\n"
-    assert (tmp_path / "runs").read_text() == "run\n"
+    assert (pi.disk / "runs").read_text() == "run\n"
 
 
-def test_the_result_of_a_job_that_was_given_up_is_still_there(
-    pi: Board, tmp_path: Path, impatient: None
-) -> None:
-    command = ["sh", "-c", SLOW, f"{tmp_path}/runs"]
+def test_the_result_of_a_job_that_was_given_up_is_still_there(pi: Board, impatient: None) -> None:
+    command = ["sh", "-c", SLOW, pi.place("runs")]
     with pi.device() as device, ThreadPoolExecutor(1) as pool:
         done = pool.submit(device.run, command, SOON)
-        until((tmp_path / "runs").exists)
+        until((pi.disk / "runs").exists)
         pi.kill_server()
         cut(pi)
         with pytest.raises(DeviceError, match="did not come back"):
@@ -218,18 +216,16 @@ def test_the_result_of_a_job_that_was_given_up_is_still_there(
     pi.start()
     with pi.device() as device:
         assert device.run(command, SOON).stdout == "result\n"
-        assert (tmp_path / "runs").read_text() == "run\n"
+        assert (pi.disk / "runs").read_text() == "run\n"
         assert device.run(command, SOON).stdout == "result\n"
-    assert (tmp_path / "runs").read_text() == "run\nrun\n"
+    assert (pi.disk / "runs").read_text() == "run\nrun\n"
 
 
-def test_a_job_that_nobody_waits_for_ends_at_its_deadline(
-    pi: Board, tmp_path: Path, impatient: None
-) -> None:
-    command = ["sh", "-c", 'echo run >>"$0"; sleep 77', f"{tmp_path}/runs"]
+def test_a_job_that_nobody_waits_for_ends_at_its_deadline(pi: Board, impatient: None) -> None:
+    command = ["sh", "-c", 'echo run >>"$0"; sleep 77', pi.place("runs")]
     with pi.device() as device, ThreadPoolExecutor(1) as pool:
         done = pool.submit(device.run, command, Seconds(6.0))
-        until((tmp_path / "runs").exists)
+        until((pi.disk / "runs").exists)
         pi.kill_server()
         cut(pi)
         assert isinstance(done.exception(timeout=60), DeviceError)
@@ -253,14 +249,14 @@ def test_a_job_that_ends_leaves_nothing_running(pi: Board) -> None:
     assert not (pi.disk / "edgebuild-device/lock").is_symlink()
 
 
-def test_jobs_run_one_after_the_other(pi: Board, tmp_path: Path) -> None:
-    log = tmp_path / "log"
+def test_jobs_run_one_after_the_other(pi: Board) -> None:
+    log = pi.place("log")
     words = [["sh", "-c", f"echo begin >>{log}; sleep 1; echo end >>{log}", name] for name in "ab"]
     with pi.device() as device, ThreadPoolExecutor(2) as pool:
         assert all(
             done.returncode == 0 for done in pool.map(lambda it: device.run(it, SOON), words)
         )
-    assert log.read_text().split() == ["begin", "end"] * 2
+    assert (pi.disk / "log").read_text().split() == ["begin", "end"] * 2
 
 
 def test_the_lock_of_a_job_that_died_is_taken_over(pi: Board) -> None:
@@ -269,13 +265,11 @@ def test_the_lock_of_a_job_that_died_is_taken_over(pi: Board) -> None:
         assert device.run(["echo", "here"], SOON).stdout == "here\n"
 
 
-def test_a_board_that_was_restarted_in_the_middle_has_lost_its_job(
-    pi: Board, tmp_path: Path
-) -> None:
-    command = ["sh", "-c", 'echo run >>"$0"; sleep 78', f"{tmp_path}/runs"]
+def test_a_board_that_was_restarted_in_the_middle_has_lost_its_job(pi: Board) -> None:
+    command = ["sh", "-c", 'echo run >>"$0"; sleep 78', pi.place("runs")]
     with pi.device() as device, ThreadPoolExecutor(1) as pool:
         done = pool.submit(device.run, command, SOON)
-        until((tmp_path / "runs").exists)
+        until((pi.disk / "runs").exists)
         # All but its files is gone, and its number may be another process's by now.
         [job] = (pi.disk / "edgebuild-device/jobs").iterdir()
         process = (job / "process").read_text().partition(".")[0]
