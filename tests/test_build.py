@@ -26,6 +26,7 @@ from edgebuild.exporters.tflite import Tflite
 from edgebuild.vocabulary.errors import InvalidDestination, NothingBuilt
 from edgebuild.vocabulary.measurement import Evidence, Measurement
 from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.units import Fraction
 from edgebuild.vocabulary.verdict import Status
 
 ROOT = Path(__file__).parents[1]
@@ -227,9 +228,17 @@ def test_a_checkpoint_folder_becomes_a_bundle(tmp_path: Path) -> None:
     torch.manual_seed(0)
     transformers.BertForSequenceClassification(config).eval().save_pretrained(tmp_path / "hf")
     bundle = edgebuild.build(
-        str(tmp_path / "hf"), "host", out=tmp_path / "out", precisions=[Precision.FP32]
+        str(tmp_path / "hf"),
+        "host",
+        Budget(accuracy_drop=Fraction(0.5)),
+        out=tmp_path / "out",
+        precisions=[Precision.FP32],
     )
-    assert bundle.manifest.workload.scored_by == "agreement with the network"
+    stand_in = "agreement with the original, on synthetic inputs"
+    assert bundle.manifest.workload.scored_by == stand_in
+    for report in ("report.md", "report.html"):
+        told = (bundle.path / report).read_text()
+        assert f"accuracy drop ({stand_in})" in told, report
     assert bundle.manifest.figures["score"].value == 1.0
     assert "synthetic" in (bundle.path / "NOTICE").read_text()
 

@@ -78,6 +78,7 @@ def load_checkpoint(folder: Path, task: str | None = None) -> Workload:
         validation=SyntheticSplit(dummies, VALIDATION_SEEDS),
         test=SyntheticSplit(dummies, TEST_SEEDS),
         notices=_notices(folder),
+        is_synthetic=True,
     )
 
 

@@ -119,7 +119,7 @@ def _budget_table(manifest: Manifest) -> Table:
 
 def _chosen_table(manifest: Manifest) -> Table:
     figures, artifact = manifest.figures, manifest.artifact
-    floats = manifest.workload.float_score
+    floats, scored = manifest.workload.float_score, figures["score"].scored
     table = Table(title=f"chosen: {artifact.format}, {manifest.recipe.name}", show_header=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
@@ -127,7 +127,7 @@ def _chosen_table(manifest: Manifest) -> Table:
     for reason, paths in words.declined(manifest.recipe):
         table.add_row("other precision", escape(f"{words.some(paths)}: {reason}"))
     table.add_row(
-        "test score",
+        f"test score{scored and f' ({scored})'}",
         f"{words.format_score(figures['score'].value)} (network in float: "
         f"{words.format_score(floats['test'])}, "
         f"{manifest.workload.samples['test']} samples), {words.evidence(figures['score'])}",

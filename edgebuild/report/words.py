@@ -140,7 +140,13 @@ def line(found: BudgetLine) -> tuple[str, str, str, str, str]:
     reason = found.reason or (evidence(found.figure) if found.figure else "")
     if found.status is Status.BREACHED and found.limit > 0:
         reason = f"{over(found)}; {reason}"
-    return TITLES[found.name], form(found.limit), shown, str(found.status), reason
+    return title(found), form(found.limit), shown, str(found.status), reason
+
+
+def title(found: BudgetLine) -> str:
+    """ "peak memory", or "accuracy drop (agreement with the original)" where it is not the task's."""
+    scored = found.figure.scored if found.figure else ""
+    return f"{TITLES[found.name]} ({scored})" if scored else TITLES[found.name]
 
 
 def over(found: BudgetLine) -> str:
@@ -151,7 +157,7 @@ def over(found: BudgetLine) -> str:
 def breach(found: BudgetLine) -> str:
     """ "breaches latency (p99): ~31 ms, limit 22 ms"."""
     shown = brief(found.name, found.figure) if found.figure else "unknown"
-    return f"breaches {TITLES[found.name]}: {shown}, limit {FORMATS[found.name](found.limit)}"
+    return f"breaches {title(found)}: {shown}, limit {FORMATS[found.name](found.limit)}"
 
 
 OUT_OF_TIME = "The time was up before the search was done: more --minutes may find a better one."

@@ -152,7 +152,7 @@ def figures_of(
     host_p99 = Figure(p99.value, Evidence.MEASURED, here, low, high, note, is_bounded)
     memory = float(measurement.peak_memory)
     figures = {
-        "score": Figure(accuracy.score, Evidence.MEASURED, here),
+        "score": Figure(accuracy.score, Evidence.MEASURED, here, scored=case.workload.stand_in),
         "latency_p50": Figure(p50.value, Evidence.MEASURED, here, p50.low, p50.high, caveat),
         "latency_p99": host_p99 if is_target else predicted,
         "host_latency_p99": host_p99,
@@ -181,6 +181,7 @@ def figures_of(
             *(accuracy.lost, accuracy.most_lost),
             note=_of_accuracy(accuracy, is_target),
             is_bounded=accuracy.is_bounded,
+            scored=case.workload.stand_in,
         ),
     }
     if case.budget.download is not None:

@@ -93,16 +93,15 @@ def _workload(case: Case, proof: Proof) -> WorkloadRecord:
         "validation": case.validation,
         "test": case.test,
     }
-    scored_by = case.workload.score
+    score = case.workload.score
+    named = getattr(score, "__name__", str(score)) if score else ""
     return WorkloadRecord(
         name=case.workload.name,
         fingerprint=case.program.fingerprint,
         samples={name: split.count for name, split in splits.items()},
         digests={name: split.digest for name, split in splits.items()},
         float_score={"validation": case.float_score, "test": proof.float_score},
-        scored_by=getattr(scored_by, "__name__", str(scored_by))
-        if scored_by
-        else "agreement with the network",
+        scored_by=", ".join(filter(None, (named, case.workload.stand_in))),
         notices=dict(case.workload.notices),
     )
 

@@ -38,7 +38,8 @@ class Evidence(StrEnum):
 class Figure:
     """A value in SI units with its evidence, and the interval that it lies in.
 
-    `is_bounded` is false where too little was measured to say how large it may be.
+    `is_bounded` is false where too little was measured to say how large it may be. `scored` is
+    what was scored where it is not the task, so that nobody reads it as the task's accuracy.
     """
 
     value: float
@@ -48,6 +49,7 @@ class Figure:
     high: float | None = None
     note: str = ""
     is_bounded: bool = True
+    scored: str = ""
 
     @property
     def interval(self) -> tuple[float, float]:

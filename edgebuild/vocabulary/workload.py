@@ -49,6 +49,7 @@ class Workload:
             arrays joined along the batch (one array, or a tuple in the network's order), labels
             likewise. Without one, artifacts are scored by their agreement with the network.
         notices: licences of what went in, by name; the bundle carries them.
+        is_synthetic: whether the inputs are made up, so that no score of them is the task's.
     """
 
     name: str
@@ -59,3 +60,14 @@ class Workload:
     test: Split
     score: Score | None = None
     notices: Mapping[str, str] = field(default_factory=dict)
+    is_synthetic: bool = False
+
+    @property
+    def stand_in(self) -> str:
+        """What is scored where it is not the task; nothing where it is.
+
+        Such as "agreement with the original, on synthetic inputs".
+        """
+        parts = ("" if self.score else "agreement with the original",)
+        parts += ("on synthetic inputs" if self.is_synthetic else "",)
+        return ", ".join(filter(None, parts))

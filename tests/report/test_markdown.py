@@ -37,7 +37,8 @@ def test_it_opens_with_the_verdict(built: Bundle) -> None:
 def test_every_budget_line_stands_in_it_with_its_status(built: Bundle) -> None:
     found = rows(render(built.manifest), "Budget")
     assert found == [list(words.line(line)) for line in built.verdict.lines]
-    stated = {"latency (p99)", "peak memory", "storage", "power above idle", "accuracy drop"}
+    stated = {"latency (p99)", "peak memory", "storage", "power above idle"}
+    stated.add("accuracy drop (agreement with the original)")
     assert {title for title, *_ in found} == stated
 
 
@@ -63,7 +64,7 @@ def test_layers_in_another_precision_stand_in_it_with_the_reason(built: Bundle) 
 
 def test_nothing_predicted_is_called_measured(built: Bundle) -> None:
     """On another machine than the target all but the file's size is an estimate."""
-    lines = {words.TITLES[line.name]: line for line in built.verdict.lines}
+    lines = {words.title(line): line for line in built.verdict.lines}
     for title, _, shown, status, evidence in rows(render(built.manifest), "Budget"):
         figure = lines[title].figure
         assert figure is not None

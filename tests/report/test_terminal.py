@@ -67,6 +67,13 @@ def test_latencies_of_this_machine_are_said_to_be_its_own(built: Bundle, console
     assert "measured on host" in line
 
 
+def test_a_score_says_that_it_is_not_the_tasks(built: Bundle, console: Console) -> None:
+    terminal.show_bundle(console, built)
+    text = shown(console)
+    for line in ("test score", "accuracy drop"):
+        assert f"{line} (agreement with the original)" in text
+
+
 def test_trials_are_shown_with_the_chosen_one_marked(built: Bundle, console: Console) -> None:
     terminal.show_trials(console, built.manifest)
     marked = [line for line in shown(console).splitlines() if "→" in line]

@@ -103,6 +103,17 @@ def test_a_breached_line_says_by_how_much() -> None:
     assert words.line(line)[-1] == "50 % over; measured on host (a CPU)"
 
 
+def test_the_accuracy_line_says_what_was_scored_where_it_is_not_the_task(built: Bundle) -> None:
+    stand_in = "agreement with the original, on synthetic inputs"
+    figure = replace(measured(0.02), scored=stand_in)
+    line = BudgetLine("accuracy_drop", 0.01, figure, Status.BREACHED)
+    assert words.line(line)[0] == f"accuracy drop ({stand_in})"
+    for said in (words.breach(line), words.verdict(manifest_with(built, line))):
+        assert f"accuracy drop ({stand_in})" in said
+    own = BudgetLine("accuracy_drop", 0.01, measured(0.02), Status.BREACHED)
+    assert words.line(own)[0] == "accuracy drop"
+
+
 def test_a_breached_limit_of_zero_has_no_percentage() -> None:
     line = BudgetLine("accuracy_drop", 0.0, measured(0.01), Status.BREACHED)
     assert words.line(line)[-1] == "measured on host (a CPU)"
