@@ -185,10 +185,11 @@ def _place(
     """
     from edgebuild import catalog
     from edgebuild.bundles.setup import refuse_unfit
+    from edgebuild.bundles.stand_in import is_elsewhere
 
     runtimes = {catalog.exporter(name).runtime for name in formats}
     device = catalog.device(url or "local", progress)
-    if url and (device.is_here != target.is_this_machine or not device.keeps_time):
+    if url and is_elsewhere(device, target):
         raise InputError(
             f"{device.name} is not {target.name}, and its figures would pass for the target's: "
             "give the device itself, as ssh://user@host, or build without --device"

@@ -33,8 +33,8 @@ from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.target import Preference
 
 if TYPE_CHECKING:
+    from edgebuild.bundles.bench import Benched
     from edgebuild.bundles.manifest import Bundle
-    from edgebuild.vocabulary.power import Draw
     from edgebuild.vocabulary.verdict import BudgetLine
 
 USAGE = 2
@@ -301,7 +301,7 @@ def bench(
         if one.sustained:
             terminal.show_sustained(console, one, one.sustained)
         if one.power:
-            terminal.show_draw(console, bundle, one.power, _power_line(bundle, one.power))
+            terminal.show_draw(console, bundle, one.power, _power_line(bundle, one))
     if any(one.error or one.power_error for one in found):
         sys.exit(DeviceError.exit_code)
 
@@ -367,7 +367,7 @@ app.command()(native)
 app.add_typer(device_app, name="device")
 
 
-def _power_line(bundle: Bundle, draw: Draw) -> BudgetLine | None:
+def _power_line(bundle: Bundle, one: Benched) -> BudgetLine | None:
     """The bundle's power line by a meter; None where it has none, or is for another machine."""
     from dataclasses import replace
 
@@ -376,9 +376,10 @@ def _power_line(bundle: Bundle, draw: Draw) -> BudgetLine | None:
     from edgebuild.vocabulary.target import Budget
 
     budget, target = bundle.manifest.budget, bundle.manifest.target
-    if budget.power is None or budget.rate is None or not target.is_this_machine:
+    is_target = target.is_this_machine and not one.unjudged
+    if one.power is None or budget.power is None or budget.rate is None or not is_target:
         return None
-    figures = {"power": power_at(draw, budget.rate)}
+    figures = {"power": power_at(one.power, budget.rate)}
     return judge(figures, replace(Budget(), power=budget.power), target).lines[0]
 
 

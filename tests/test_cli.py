@@ -135,12 +135,15 @@ def test_bench_measures_again(dist: Path) -> None:
     assert len(found["measurement"]["latencies"]) >= 50
 
 
-def test_bench_runs_on_to_see_what_is_left_and_says_whether_the_budget_is_kept(dist: Path) -> None:
+def test_bench_runs_on_to_see_what_is_left_and_judges_no_other_devices_budget(dist: Path) -> None:
     words = ("--seconds", "0.1", "--count", "50", "--sustained", "3 s", "--json")
     done = edgebuild("bench", str(dist), *words)
     assert done.returncode == 0
     [found] = json.loads(done.stdout)["devices"]
-    assert found["outcome"] in ("PASS", "INCONCLUSIVE")
+    assert found["outcome"] is None
+    assert found["unjudged"].endswith("which is not phone-budget")
+    said = " ".join(done.stderr.replace("│", " ").split())
+    assert "budget of phone-budget not judged: measured on host" in said
     lasting = found["sustained"]
     assert 3 <= lasting["seconds"] < 6
     assert len(lasting["windows"]) == 6

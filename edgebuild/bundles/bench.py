@@ -16,6 +16,7 @@ from edgebuild.bundles.metered import metered
 from edgebuild.bundles.native import bench_native, pack_native, refuse_emulated
 from edgebuild.bundles.run_on import run_on
 from edgebuild.bundles.side_by_side import side_by_side
+from edgebuild.bundles.stand_in import why_not_target
 from edgebuild.vocabulary.contracts import Completed, Device, Fit, MemoryTrial, Meter
 from edgebuild.vocabulary.errors import DeviceError, InputError
 from edgebuild.vocabulary.measurement import Evidence, Measurement, Outcome, Sustained
@@ -47,7 +48,8 @@ class Benched:
     """What one device did: a measurement made there, or the reason why there is none.
 
     `power` is what it drew meanwhile, if a meter was read; else `power_error` says why not.
-    `outcome` is what the measurement says of the bundle's latency budget, if it has one.
+    `outcome` is what the measurement says of the bundle's latency budget, if it has one and the
+    device can be its target; else `unjudged` says why it cannot.
     """
 
     device: str
@@ -60,6 +62,7 @@ class Benched:
     power_error: str = ""
     outcome: Outcome | None = None
     sustained: Sustained | None = None
+    unjudged: str = ""
 
 
 def bench_all(bundle: Bundle, devices: Mapping[str, Device], effort: Effort) -> tuple[Benched, ...]:
@@ -82,7 +85,9 @@ def bench(bundle: Bundle, name: str, device: Device, effort: Effort) -> Benched:
     refuse_emulated(device)
     limit = bundle.manifest.budget.latency_p99
     found = _metered(bundle, name, device, effort)
-    if found.measurement and limit is not None:
+    if found.measurement:
+        found = replace(found, unjudged=why_not_target(device, found.where, bundle.manifest.target))
+    if found.measurement and limit is not None and not found.unjudged:
         found = replace(found, outcome=found.measurement.outcome(limit))
     if found.measurement and effort.sustained:
         found = replace(found, sustained=run_on(bundle, device, effort.sustained, effort.threads))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgebuild.bundles.stand_in import other_processor
 from edgebuild.vocabulary.contracts import Device, Progress
 from edgebuild.vocabulary.errors import DeviceError, InputError
 from edgebuild.vocabulary.target import Target
@@ -21,8 +22,6 @@ PACKAGES = {
     "onnxruntime": {"onnxruntime": "onnxruntime"},
     "litert": {"ai-edge-litert": "ai_edge_litert.interpreter", "tflite-runtime": "tflite_runtime"},
 }
-# How a kernel calls the machines of an instruction set.
-MACHINES = {"armv8": "aarch64", "armv9": "aarch64", "x86": "x86_64"}
 ASK = """
 import importlib, importlib.metadata, json, platform, sys
 found = {}
@@ -101,12 +100,8 @@ def refuse_unfit(device: Device, target: Target, runtimes: Sequence[str]) -> Non
         DeviceError: a runtime, or numpy, is missing; says how to install it.
     """
     found = equipment(device)
-    machine = next((m for isa, m in MACHINES.items() if target.compute.isa.startswith(isa)), "")
-    if machine and found.machine != machine:
-        raise InputError(
-            f"{device.name} is {found.machine}, and {target.name} is {machine}: figures of one "
-            "would pass for the other's"
-        )
+    if other := other_processor(device, target, found.machine):
+        raise InputError(f"{other}: figures of one would pass for the other's")
     if missing := found.lacks(runtimes):
         raise DeviceError(
             f"{device.name} lacks {' and '.join(missing)}: `edgebuild device setup` installs it"

@@ -188,6 +188,9 @@ def _measurement_table(bundle: Bundle, one: Benched, measurement: Measurement) -
         is_told = measurement.is_conclusive or one.outcome is Outcome.INCONCLUSIVE
         halves = "" if is_told else ", whichever half of the run is believed"
         table.add_row("p99 within the budget", f"{one.outcome}: at most {limit}{halves}")
+    elif one.unjudged and bundle.manifest.budget.latency_p99 is not None:
+        budget = f"budget of {bundle.manifest.target.name}"
+        table.add_row("p99", escape(f"{budget} not judged: {one.unjudged}"))
     if measurement.cores:
         governor = f", governor {escape(measurement.governor)}" if measurement.governor else ""
         table.add_row("cores", ", ".join(map(str, measurement.cores)) + governor)

@@ -144,7 +144,7 @@ def line(found: BudgetLine) -> tuple[str, str, str, str, str]:
 
 
 def title(found: BudgetLine) -> str:
-    """ "peak memory", or "accuracy drop (agreement with the original)" where it is not the task's."""
+    """ "peak memory", or "accuracy drop (agreement with the original)": what was scored."""
     scored = found.figure.scored if found.figure else ""
     return f"{TITLES[found.name]} ({scored})" if scored else TITLES[found.name]
 
