@@ -49,7 +49,8 @@ def build(
         workload: a Workload, or a reference to one such as "file.py:function".
         target: a Target, or the name or path of a profile.
         budget: wishes that replace the target's own, line by line.
-        out: the folder to write; an older bundle there is replaced.
+        out: the folder to write; an older bundle there is replaced, but kept beside it where that
+            kept its budget and the new one does not.
         formats: the formats to try, by their exporters' names; all unless given.
         precisions: the precisions to try.
         methods: the methods that may change the network, by name; all unless given.
@@ -71,6 +72,7 @@ def build(
     from edgebuild import arm64, catalog
     from edgebuild.bundles.arm_proof import arm_proofs
     from edgebuild.bundles.pack import check_destination, pack
+    from edgebuild.bundles.succession import place_aside
     from edgebuild.cache import Cache, default_root
     from edgebuild.inputs.target_file import load_target
     from edgebuild.inputs.workload_check import check_workload
@@ -120,11 +122,11 @@ def build(
         manifest = record(case, proof, found, time.monotonic() - begun, seed)
         golden = {"input": proof.golden_inputs, "output": proof.golden_outputs}
 
-        def packed(manifest: Manifest) -> Bundle:
+        def packed(manifest: Manifest, aside: Path | None = None) -> Bundle:
             model, report, page = chosen.artifact.path, render(manifest), render_html(manifest)
-            return pack(out, manifest, model, golden, report, page)
+            return pack(out, manifest, model, golden, report, page, aside)
 
-        bundle = packed(manifest)
+        bundle = packed(manifest, place_aside(out, manifest, progress))
         # The bundle is what is proven there, and its reports tell of it: it is packed again.
         return packed(replace(manifest, arm=arm_proofs(bundle, progress))) if emulate else bundle
 

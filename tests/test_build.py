@@ -329,3 +329,18 @@ def test_a_full_disk_is_told_and_leaves_nothing(tiny_disk: Path) -> None:
     with pytest.raises(InvalidDestination, match="No space left on device"):
         edgebuild.build(DIGITS, TARGET, out=tiny_disk / "out", precisions=QUICK, formats=["onnx"])
     assert list(tiny_disk.iterdir()) == []
+
+
+def test_a_bundle_that_kept_its_budget_outlives_one_that_breaches(tmp_path: Path) -> None:
+    for storage in ("1 GB", "1 B"):
+        edgebuild.build(
+            small_workload("two-inputs"),
+            "host",
+            Budget.parse(storage=storage),
+            out=tmp_path / "out",
+            formats=["onnx"],
+            precisions=[Precision.FP32],
+            minutes=0,
+        )
+    assert load_bundle(tmp_path / "out").verdict.status is Status.BREACHED
+    assert load_bundle(tmp_path / "out-kept").manifest.budget.storage == 1e9

@@ -49,8 +49,11 @@ def pack(
     golden: Mapping[str, Sequence[np.ndarray]],
     report: str,
     page: str | None = None,
+    aside: Path | None = None,
 ) -> Bundle:
     """Writes the bundle beside its place, then moves it there; a bundle that was there goes.
+
+    It goes to `aside` if that is given, and for good otherwise.
 
     `golden` maps "input" and "output" to arrays, (count, …) each; `report` becomes report.md, and
     `page`, if there is one, report.html.
@@ -71,7 +74,7 @@ def pack(
         manifest = replace(manifest, files=_digests(scratch))
         (scratch / FILE).write_bytes(dump_manifest(manifest))
         scratch.chmod(0o755)
-        _move(scratch, folder)
+        _move(scratch, folder, aside)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Bundle(folder, manifest)
@@ -109,7 +112,7 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
 
 
-def _move(scratch: Path, folder: Path) -> None:
+def _move(scratch: Path, folder: Path, aside: Path | None) -> None:
     """Puts the scratch folder in place; what was there is gone only once the new one stands."""
     if not folder.exists():
         os.rename(scratch, folder)
@@ -122,6 +125,8 @@ def _move(scratch: Path, folder: Path) -> None:
         except BaseException:
             os.rename(old / "bundle", folder)
             raise
+        if aside is not None:
+            os.rename(old / "bundle", aside)
     finally:
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
