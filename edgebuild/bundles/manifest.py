@@ -67,7 +67,9 @@ class SiteRecord:
     """What one site got: the planner's nats of KL and seconds for that choice.
 
     `better` is the choice that would save the most loss for its time there (empty where the site
-    has the best already): it `costs` so many seconds more and `saves` so many nats.
+    has the best already): it `costs` so many seconds more and `saves` so many nats; `untaken` says
+    what came of it where it costs nothing. `is_shared` where the time is that of layers which have
+    records of their own.
     """
 
     path: str
@@ -77,6 +79,8 @@ class SiteRecord:
     better: str = ""
     costs: float = 0.0
     saves: float = 0.0
+    untaken: str = ""
+    is_shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ class SearchRecord:
     the frontier, the fastest and the best score that keep the budget. `hypervolume` is how
     often the frontier halves the float network's latency, on average over ten points of score.
     `dropped` holds offers that could not be carried out, with the reasons. `ran_out_of_time` says
-    that the search ended because its time was up, not because it was done.
+    that the search ended because its time was up, not because it was done; `loss` is what losses
+    are, where it is not the KL of classes.
     """
 
     evaluations: int
@@ -116,6 +121,7 @@ class SearchRecord:
     planned: tuple[PlannedRecord, ...] = ()
     dropped: Mapping[str, str] = field(default_factory=dict)
     ran_out_of_time: bool = False
+    loss: str = ""
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,8 @@ def show_trials(console: Console, manifest: Manifest) -> None:
         verdict = "[dim]failed" if trial.failure else f"[{COLORS[status]}]{status}"
         table.add_row(mark, *words.trial_row(trial, words.TRIED), verdict)
     console.print(table)
+    if rule := words.level(manifest):
+        console.print(escape(rule))
     for trial in manifest.tried:
         if trial.failure:
             failure = escape(f"{trial.recipe.format} {trial.recipe.name}: {trial.failure}")
@@ -79,9 +81,10 @@ def show_sites(console: Console, manifest: Manifest) -> None:
     sites = manifest.search.sites
     if not sites:
         return
+    figures = f"the planner's figures: {words.loss(manifest)}, time on the target"
     table = Table(
         *("site", "got", "loses", "takes", "a better choice", "costs", "saves", "buys"),
-        title="What each site got (the planner's figures: KL in nats, time on the target)",
+        title=f"What each site got ({figures})",
     )
     for site in sorted(sites, key=words.price, reverse=True):
         table.add_row(*words.site_row(site))

@@ -225,11 +225,52 @@ def price(site: SiteRecord) -> float:
 
 def site_row(site: SiteRecord) -> list[str]:
     """Path, choice, loss and time; the better choice with its cost, gain and price."""
-    own = [site.path, site.choice, f"{site.loss:.2g}", format_time(site.seconds)]
+    takes = "its layers' time" if site.is_shared else format_time(site.seconds)
+    own = [site.path, site.choice, f"{site.loss:.2g}", takes]
     if not site.better:
         return [*own, "–", "", "", ""]
-    bought = "free" if site.costs <= 0 else f"{price(site):.2g} nats/ms"
+    is_free = site.costs <= 0
+    bought = f"free; {site.untaken}" if site.untaken else "free"
+    bought = bought if is_free else f"{price(site):.2g} per ms"
     return [*own, site.better, format_time(max(site.costs, 0.0)), f"{site.saves:.2g}", bought]
+
+
+def loss(manifest: Manifest) -> str:
+    """ "KL in nats", or what stands for it where the outputs are no classes."""
+    return manifest.search.loss or "KL in nats"
+
+
+def level(manifest: Manifest) -> str:
+    """The rule that made a candidate of a lower score the chosen one; "" where it did not.
+
+    Only where the score decided at all, and the candidates have as many doubtful lines.
+    """
+    chosen = next((one for one in manifest.tried if one.recipe == manifest.recipe), None)
+    if chosen is None or chosen.failure or manifest.search.best != chosen.recipe.digest:
+        return ""
+    if chosen.verdict.status is Status.BREACHED or _lost(chosen) > 0:
+        return ""
+    higher = [
+        trial
+        for trial in manifest.tried
+        if not trial.failure and trial.score > chosen.score and _unknown(trial) == _unknown(chosen)
+        if trial.verdict.status is not Status.BREACHED
+    ]
+    if not higher:
+        return ""
+    which = "One candidate scores" if len(higher) == 1 else f"{len(higher)} candidates score"
+    return (
+        f"{which} higher than the chosen one: scores above the network's own count as equal to it, "
+        "and the fastest of equals was chosen."
+    )
+
+
+def _lost(trial: Trial) -> float:
+    return trial.figures["accuracy_drop"].value
+
+
+def _unknown(trial: Trial) -> int:
+    return sum(found.status is Status.UNKNOWN for found in trial.verdict.lines)
 
 
 def climate(found: Sustained) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgebuild.bundles.manifest import SiteRecord
+from edgebuild.search.learn import FLOOR
 from edgebuild.search.plan import Menu, offers_of, settle
 from edgebuild.search.propose import Proposal
 from edgebuild.vocabulary.offer import Offer
@@ -21,15 +22,19 @@ class Option:
     seconds: float
 
 
-def explain(menu: Menu, proposal: Proposal) -> tuple[SiteRecord, ...]:
+def explain(
+    menu: Menu, proposal: Proposal, tried: Sequence[Proposal] = ()
+) -> tuple[SiteRecord, ...]:
     """One record for every site: what it got, and what one more millisecond would buy there.
 
     Losses and times are the planner's: nats of KL for that choice alone, seconds on the target.
+    `tried` are all proposals: what became of a better choice that would cost nothing.
     """
-    return (*_layers(menu, proposal), *_parts(menu, proposal))
+    alike = [one for one in tried if one.format == proposal.format]
+    return (*_layers(menu, proposal, alike), *_parts(menu, proposal, alike))
 
 
-def _layers(menu: Menu, proposal: Proposal) -> Iterator[SiteRecord]:
+def _layers(menu: Menu, proposal: Proposal, tried: Sequence[Proposal]) -> Iterator[SiteRecord]:
     settled = settle(menu, offers_of(menu, proposal.reshaped))
     for path, shapes in settled.layers.items():
         options = {
@@ -39,10 +44,12 @@ def _layers(menu: Menu, proposal: Proposal) -> Iterator[SiteRecord]:
         asked = proposal.precisions.get(path, Precision.FP32)
         # What a format has no kernel for is not on the menu, though it was asked for.
         got = options[asked if asked in options else next(iter(options))]
-        yield _record(path, got, list(options.values()))
+        found = _record(path, got, list(options.values()))
+        have = sum(one.precisions.get(path, Precision.FP32) == found.better for one in tried)
+        yield _with_fate(found, have)
 
 
-def _parts(menu: Menu, proposal: Proposal) -> Iterator[SiteRecord]:
+def _parts(menu: Menu, proposal: Proposal, tried: Sequence[Proposal]) -> Iterator[SiteRecord]:
     """What was changed: priced against leaving that part as it was, everything else alike."""
     offers = offers_of(menu, proposal.reshaped)
     changed = _seconds(menu, offers, proposal)
@@ -53,7 +60,19 @@ def _parts(menu: Menu, proposal: Proposal) -> Iterator[SiteRecord]:
         name = f"{offer.choice.method}: {offer.choice.option}"
         got = Option(name, loss, changed)
         whole = Option("as it was", 0.0, _seconds(menu, others, proposal))
-        yield _record(offer.part.path or "the network", got, [got, whole])
+        found = _record(offer.part.path or "the network", got, [got, whole])
+        have = sum(offer.part not in {part for part, _ in one.reshaped} for one in tried)
+        yield replace(_with_fate(found, have), is_shared=True)
+
+
+def _with_fate(found: SiteRecord, have: int) -> SiteRecord:
+    """What became of a better choice that seems to cost nothing: one asks why it was not taken."""
+    if not found.better or found.costs > 0:
+        return found
+    if not have:
+        return replace(found, untaken="no candidate that was tried has it")
+    named = "candidate that has it was" if have == 1 else "candidates that have it were"
+    return replace(found, untaken=f"{have} {named} measured, and not chosen")
 
 
 def _seconds(menu: Menu, offers: Sequence[Offer], proposal: Proposal) -> float:
@@ -67,7 +86,8 @@ def _seconds(menu: Menu, offers: Sequence[Offer], proposal: Proposal) -> float:
 
 def _record(path: str, got: Option, options: list[Option]) -> SiteRecord:
     """The best buy is the option that saves the most loss for its time."""
-    better = [option for option in options if option.loss < got.loss]
+    # What saves no more than noise is nothing that one could buy.
+    better = [option for option in options if option.loss < got.loss - FLOOR]
     best = max(better, key=lambda option: _price(got, option), default=None)
     return SiteRecord(
         path=path,

@@ -26,6 +26,7 @@ from edgebuild.search.frontier import cheapest, frontier, knee
 from edgebuild.search.judge import choose
 from edgebuild.search.make import Made, runtime_facts
 from edgebuild.search.prove import Proof
+from edgebuild.search.score import loss_name
 
 
 def record(case: Case, proof: Proof, found: Found, seconds: float, seed: int) -> Manifest:
@@ -67,10 +68,11 @@ def _search(case: Case, made: Made, found: Found, seconds: float) -> SearchRecor
         seconds=seconds,
         hypervolume=volume(case, found.trials),
         frontier=tuple(trial.recipe.digest for trial in frontier(found.trials)),
-        sites=explain(menu, chosen.proposal) if menu else (),
+        sites=explain(menu, chosen.proposal, [a.proposal for a in found.attempts]) if menu else (),
         planned=tuple(_planned(found)),
         dropped=dict(found.survey.dropped) if found.survey else {},
         ran_out_of_time=found.ran_out_of_time,
+        loss=loss_name(case.reference(case.validation)),
         **{name: trial.recipe.digest for name, trial in picks.items() if trial},
     )
 

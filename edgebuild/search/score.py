@@ -17,7 +17,7 @@ def agreement(outputs: Arrays, reference: Arrays) -> float:
     The share of equal top-1 classes for one (count, classes) output; otherwise one minus the
     relative error, in the root mean square over everything.
     """
-    if len(reference) == 1 and reference[0].ndim == 2 and reference[0].shape[1] > 1:
+    if len(reference) == 1 and _is_classes(reference[0]):
         return float(np.mean(outputs[0].argmax(1) == reference[0].argmax(1)))
     noise = sum(_energy(wanted - got) for wanted, got in _pairs(reference, outputs))
     signal = sum(_energy(wanted) for wanted, _ in _pairs(reference, outputs))
@@ -52,8 +52,21 @@ def divergence(outputs: Arrays, reference: Arrays, spread: Sequence[float] | Non
     return float(sum(losses))
 
 
+def loss_name(reference: Arrays) -> str:
+    """What `divergence` is where it is not the KL of classes alone; else nothing."""
+    kinds = {_is_classes(wanted) for wanted in reference}
+    squared = "squared error over twice the outputs' variance"
+    if False not in kinds:
+        return ""
+    return f"KL of the classes, and {squared} of the rest" if True in kinds else squared
+
+
+def _is_classes(output: np.ndarray) -> bool:
+    return output.ndim == 2 and output.shape[1] > 1
+
+
 def _divergence(got: np.ndarray, wanted: np.ndarray, spread: float) -> float:
-    if wanted.ndim == 2 and wanted.shape[1] > 1:
+    if _is_classes(wanted):
         log_p, log_q = _log_softmax(wanted), _log_softmax(got)
         return float(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1)))
     return float(np.mean((wanted - got) ** 2) / (2 * max(spread, 1e-12)))

@@ -169,7 +169,7 @@ def test_what_would_lose_less_stands_in_it_the_best_buy_first(built: Bundle) -> 
     found = rows(page, "What would lose less, and what it would cost")
     assert [(row[1], row[4], row[7]) for row in found] == [
         ("prune: keep-50%", "as it was", "~free"),
-        ("int8-static", "fp32", "~0.41 nats/ms"),
+        ("int8-static", "fp32", "~0.41 per ms"),
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgebuild.bundles.manifest import Bundle, Manifest
+from edgebuild.bundles.manifest import Bundle, Manifest, SiteRecord
 from edgebuild.report import words
 from edgebuild.vocabulary.measurement import Evidence, Figure
 from edgebuild.vocabulary.recipe import Recipe
@@ -175,6 +175,31 @@ def test_a_verdict_says_where_the_time_was_up_before_the_search_was_done(built: 
 
 
 # ---- trials
+
+
+def test_a_higher_score_above_the_networks_own_is_told_to_be_luck(built: Bundle) -> None:
+    found = built.manifest
+    chosen = next(trial for trial in found.tried if trial.recipe == found.recipe)
+    best = replace(found.search, best=chosen.recipe.digest)
+    figures = {**chosen.figures, "score": measured(2.0), "accuracy_drop": measured(-1.0)}
+    lucky = replace(chosen, recipe=replace(chosen.recipe, name="lucky"), figures=figures)
+    assert words.level(replace(found, search=best, tried=(chosen,))) == ""
+    told = replace(found, search=best, tried=(chosen, lucky))
+    assert words.level(told).startswith("One candidate scores higher than the chosen one")
+    # Chosen by something else than its score.
+    assert words.level(replace(told, search=replace(best, best="another"))) == ""
+
+
+def test_a_site_tells_why_a_free_choice_was_not_taken() -> None:
+    site = SiteRecord("conv", "int8", 0.1, 1e-3, "fp32", 0.0, 0.1, "no candidate has it")
+    assert words.site_row(site)[-1] == "free; no candidate has it"
+    assert words.site_row(replace(site, is_shared=True))[3] == "its layers' time"
+
+
+def test_the_loss_is_named(built: Bundle) -> None:
+    other = replace(built.manifest.search, loss="squared error")
+    assert words.loss(built.manifest) == "KL in nats"
+    assert words.loss(replace(built.manifest, search=other)) == "squared error"
 
 
 def test_a_failed_trial_has_dashes_for_figures() -> None:

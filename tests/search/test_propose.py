@@ -24,6 +24,7 @@ from edgebuild.search.propose import (
 from edgebuild.search.training import Training
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part, PartKind
 from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.units import Seconds
 
 TRAINING = Training(first=100.0, most=900.0, step=1.0)
 STUDENT = Offer(NETWORK, Choice("student", "width 50 %"), {"layers.0": 32}, {"layers.1": 32})
@@ -291,6 +292,45 @@ def test_a_changed_part_is_priced_against_leaving_it_as_it_was() -> None:
     )
     assert changed.better == "as it was"
     assert changed.costs == pytest.approx(spared)
+
+
+def test_a_changed_part_shares_its_time_with_its_layers() -> None:
+    given = menu(*WIDTHS)
+    precisions = dict.fromkeys(given.layers, Precision.FP32)
+    found = explain(given, Proposal("a test's", "onnx", SHAPE, precisions))
+    assert {one.choice.startswith("prune") for one in found if one.is_shared} == {True}
+    assert not any(one.is_shared for one in found if one.choice == "fp32")
+
+
+@pytest.mark.parametrize(
+    ("others", "untaken"),
+    [
+        (0, "no candidate that was tried has it"),
+        (1, "1 candidate that has it was measured, and not chosen"),
+        (2, "2 candidates that have it were measured, and not chosen"),
+    ],
+)
+def test_a_better_choice_that_costs_nothing_says_what_became_of_it(
+    others: int, untaken: str
+) -> None:
+    # Integers that are no faster: the float layer loses less, and takes as long.
+    given = replace(menu(*WIDTHS), seconds=lambda shape, precision: Seconds(1e-3))
+    precisions = dict.fromkeys(given.layers, Precision.INT8_DYNAMIC)
+    own = Proposal("a test's", "onnx", (), precisions)
+    rival = replace(own, precisions=dict.fromkeys(given.layers, Precision.FP32))
+    elsewhere = replace(rival, format="tflite")
+    found = explain(given, own, [own, elsewhere, *[rival] * others])
+    free = [one for one in found if one.better and one.costs <= 0]
+    assert free
+    assert {one.untaken for one in free} == {untaken}
+
+
+def test_what_saves_no_more_than_noise_is_no_better_choice() -> None:
+    given = menu(*WIDTHS)
+    near = {path: {Precision.FP32: 0.0, Precision.INT8_DYNAMIC: 1e-6} for path in given.layers}
+    precisions = dict.fromkeys(given.layers, Precision.INT8_DYNAMIC)
+    found = explain(replace(given, precisions=near), Proposal("a test's", "onnx", (), precisions))
+    assert {one.better for one in found} == {""}
 
 
 def test_a_first_training_is_long_enough_to_tell_something_where_there_is_time() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from edgebuild.search.score import agreement, divergence, parity
+from edgebuild.search.score import agreement, divergence, loss_name, parity
 
 NUMBERS = st.floats(min_value=-50, max_value=50, width=32)
 
@@ -137,3 +137,18 @@ def test_every_output_counts() -> None:
         got = [array.copy() for array in wanted]
         got[changed][..., 0] += 1.0
         assert divergence(got, wanted) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("shapes", "name"),
+    [
+        ([(4, 3)], ""),
+        ([(4, 1)], "squared error over twice the outputs' variance"),
+        (
+            [(4, 3), (4, 2, 2)],
+            "KL of the classes, and squared error over twice the outputs' variance of the rest",
+        ),
+    ],
+)
+def test_the_loss_that_is_used_has_a_name(shapes: list[tuple[int, ...]], name: str) -> None:
+    assert loss_name([np.zeros(shape) for shape in shapes]) == name
