@@ -53,18 +53,22 @@ def native(
     dist: Dist,
     out: Annotated[Path, typer.Option("-o", "--out", help="The new folder to write.")],
     machine: Annotated[
-        str, typer.Option(help="What it will run on: aarch64 or x86_64.")
-    ] = "aarch64",
+        str | None, typer.Option(help="aarch64 or x86_64; as the bundle's target unless given.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Put a bundle into a folder that runs without Python: a C runner and the runtime's library."""
     from edgebuild.bundles.manifest import load_bundle
     from edgebuild.bundles.native import pack_native
+    from edgebuild.bundles.stand_in import machine_of
     from edgebuild.report import progress, terminal
 
     console = terminal.stderr()
+    bundle = load_bundle(dist)
+    # Whose instruction set is not known is no desktop.
+    machine = machine or machine_of(bundle.manifest.target) or "aarch64"
     with progress.shown(console) as bars:
-        folder = pack_native(load_bundle(dist), out, machine, bars)
+        folder = pack_native(bundle, out, machine, bars)
     if as_json:
         print_json({"folder": str(folder), "machine": machine})
     else:

@@ -122,7 +122,7 @@ def _budget_table(manifest: Manifest) -> Table:
 
 def _chosen_table(manifest: Manifest) -> Table:
     figures, artifact = manifest.figures, manifest.artifact
-    floats, scored = manifest.workload.float_score, figures["score"].scored
+    floats, scored = manifest.workload.float_score, figures["score"].basis
     table = Table(title=f"chosen: {artifact.format}, {manifest.recipe.name}", show_header=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
@@ -133,7 +133,8 @@ def _chosen_table(manifest: Manifest) -> Table:
         f"test score{scored and f' ({scored})'}",
         f"{words.format_score(figures['score'].value)} (network in float: "
         f"{words.format_score(floats['test'])}, "
-        f"{manifest.workload.samples['test']} samples), {words.evidence(figures['score'])}",
+        f"{words.number(manifest.workload.samples['test'], 'sample')}), "
+        f"{words.evidence(figures['score'])}",
     )
     for name in ("latency_p50", "host_latency_p99"):
         title = name.removeprefix("host_").replace("_", " ")
@@ -158,7 +159,7 @@ def latency(measurement: Measurement, name: str, device: str = "host") -> str:
     return (
         f"{format_time(found.value)} ({words.bounds(found)}, "
         f"n = {len(measurement.latencies)}{claim}), {Evidence.MEASURED} on {escape(device)}, "
-        f"{measurement.threads} threads{state}"
+        f"{words.number(measurement.threads, 'thread')}{state}"
     )
 
 
@@ -266,7 +267,8 @@ def show_draw(console: Console, bundle: Bundle, draw: Draw, line: BudgetLine | N
 def show_verification(console: Console, bundle: Bundle, found: Verification) -> None:
     """What `edgebuild verify` found."""
     console.print(
-        f"[green]{escape(str(bundle.path))} is intact[/]: {found.files} files by SHA-256; "
+        f"[green]{escape(str(bundle.path))} is intact[/]: "
+        f"{words.number(found.files, 'file')} by SHA-256; "
         f"golden outputs within {found.relative_error:.2g} (limit {found.limit:g}) "
         f"in {found.runtime}"
     )

@@ -109,6 +109,11 @@ def format_score(score: float) -> str:
     return f"{score:.4g}" if is_small else f"{score:.4f}"
 
 
+def number(count: int, noun: str) -> str:
+    """ "1 thread", "4 threads"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def percentile(found: Percentile) -> str:
     """ "p99"."""
     return f"p{found.share * 100:g}"
@@ -145,7 +150,7 @@ def line(found: BudgetLine) -> tuple[str, str, str, str, str]:
 
 def title(found: BudgetLine) -> str:
     """ "peak memory", or "accuracy drop (agreement with the original)": what was scored."""
-    scored = found.figure.scored if found.figure else ""
+    scored = found.figure.basis if found.figure else ""
     return f"{TITLES[found.name]} ({scored})" if scored else TITLES[found.name]
 
 
@@ -200,7 +205,7 @@ def _origin(manifest: Manifest) -> str:
     tried = [trial for trial in manifest.tried if not trial.failure]
     if any(trial.verdict.status is not Status.BREACHED for trial in tried):
         return "It kept the budget on validation data and breaks it on test data"
-    return f"This is the nearest of {len(tried)} candidates"
+    return f"This is the nearest of {number(len(tried), 'candidate')}"
 
 
 def next_step(binding: BudgetLine) -> str:

@@ -22,6 +22,9 @@ from edgebuild.vocabulary.program import Program
 from edgebuild.vocabulary.target import Budget, Target
 from edgebuild.vocabulary.workload import Workload
 
+# Ranges that fewer calibration samples show are mostly too narrow for the next one.
+FEWEST = 8
+
 
 @dataclass(frozen=True)
 class Case:
@@ -148,6 +151,11 @@ def open_case(
             step.advance()
     _refuse_shared_samples(stored)
     calibration, validation, test = (stored[name] for name in splits)
+    if calibration.count < FEWEST:
+        progress.say(
+            f"calibration data too small: {calibration.count} of at least {FEWEST} samples. Ranges "
+            "of integers and losses by layer are read from them: give more"
+        )
     return Case(workload, program, calibration, validation, test, target, budget, cache)
 
 

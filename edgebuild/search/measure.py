@@ -29,7 +29,7 @@ from edgebuild.vocabulary.errors import DeviceError, EdgebuildError, ParityLost
 from edgebuild.vocabulary.measurement import Evidence, Figure, Measurement
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.trial import Parity, Trial
-from edgebuild.vocabulary.units import Bytes, Seconds
+from edgebuild.vocabulary.units import Bytes, Seconds, format_rate
 
 DEADLINE = Seconds(3600.0)
 # Outputs are computed side by side; latencies are measured alone.
@@ -152,7 +152,7 @@ def figures_of(
     host_p99 = Figure(p99.value, Evidence.MEASURED, here, low, high, note, is_bounded)
     memory = float(measurement.peak_memory)
     figures = {
-        "score": Figure(accuracy.score, Evidence.MEASURED, here, scored=case.workload.stand_in),
+        "score": Figure(accuracy.score, Evidence.MEASURED, here, basis=case.workload.stand_in),
         "latency_p50": Figure(p50.value, Evidence.MEASURED, here, p50.low, p50.high, caveat),
         "latency_p99": host_p99 if is_target else predicted,
         "host_latency_p99": host_p99,
@@ -181,7 +181,7 @@ def figures_of(
             *(accuracy.lost, accuracy.most_lost),
             note=_of_accuracy(accuracy, is_target),
             is_bounded=accuracy.is_bounded,
-            scored=case.workload.stand_in,
+            basis=case.workload.stand_in,
         ),
     }
     if case.budget.download is not None:
@@ -220,6 +220,7 @@ def _power(case: Case, latency: Figure) -> Figure | None:
         low=0.0,
         high=above * min(slowest * rate, 1.0),
         note="full-load power above idle × predicted busy time",
+        basis=f"at {format_rate(rate)}",
     )
 
 

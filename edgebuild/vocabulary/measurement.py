@@ -38,8 +38,8 @@ class Evidence(StrEnum):
 class Figure:
     """A value in SI units with its evidence, and the interval that it lies in.
 
-    `is_bounded` is false where too little was measured to say how large it may be. `scored` is
-    what was scored where it is not the task, so that nobody reads it as the task's accuracy.
+    `is_bounded` is false where too little was measured to say how large it may be. `basis` is
+    what must stand beside its name: what was scored where that is not the task, a power's rate.
     """
 
     value: float
@@ -49,7 +49,7 @@ class Figure:
     high: float | None = None
     note: str = ""
     is_bounded: bool = True
-    scored: str = ""
+    basis: str = ""
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -147,9 +147,24 @@ BUDGET_PARSERS: Mapping[str, Callable[[str], float]] = {
 }
 
 
-def _parse_line(line: str, text: str) -> Any:
+EXAMPLES: Mapping[str, str] = {
+    "latency_p99": "22 ms",
+    "memory": "64 MB",
+    "storage": "5 MB",
+    "download": "2 MB",
+    "power": "3 W",
+    "rate": "2 /s",
+    "accuracy_drop": "1 %",
+}
+
+
+def _parse_line(line: str, text: object) -> Any:
     if line not in BUDGET_PARSERS:
         raise InvalidQuantity(f"unknown budget line {line!r}.{did_you_mean(line, BUDGET_PARSERS)}")
+    if not isinstance(text, str):
+        raise InvalidQuantity(
+            f'budget line {line}: {text!r} has no unit: write a text, as "{EXAMPLES[line]}"'
+        )
     try:
         return BUDGET_PARSERS[line](text)
     except InvalidQuantity as error:

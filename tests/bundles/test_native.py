@@ -17,16 +17,18 @@ import pytest
 from arm import bundle_of, needs_arm64
 from conftest import Workshop
 from pydantic import TypeAdapter
+from typer.testing import CliRunner
 
 from edgebuild import catalog, runner
 from edgebuild.bundles import native
-from edgebuild.bundles.manifest import Bundle
+from edgebuild.bundles.manifest import Bundle, dump_manifest
 from edgebuild.bundles.native import (
     bench_native,
     compile_runner,
     pack_native,
     verify_native,
 )
+from edgebuild.cli import app
 from edgebuild.vocabulary.contracts import Completed
 from edgebuild.vocabulary.errors import DeviceError, InputError, InvalidBundle, InvalidDestination
 from edgebuild.vocabulary.measurement import Measurement
@@ -302,3 +304,36 @@ def test_the_command_writes_a_folder_that_runs(bundle: Bundle, tmp_path: Path) -
     assert json.loads(done.stdout) == {"folder": str(out), "machine": HERE}
     assert answer(run(out))["ok"] is True
     assert "libonnxruntime.so" in (out / "NOTICE").read_text()
+
+
+@pytest.mark.parametrize(
+    ("isa", "asked", "machine"),
+    [
+        ("x86-64+avx2", [], "x86_64"),
+        ("armv8.2-a", [], "aarch64"),
+        ("armv8.2-a", ["--machine", "x86_64"], "x86_64"),
+        ("riscv64", [], "aarch64"),
+    ],
+)
+def test_the_command_makes_it_for_the_bundles_own_target(
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    isa: str,
+    asked: list[str],
+    machine: str,
+) -> None:
+    target = bundle.manifest.target
+    target = replace(target, compute=replace(target.compute, isa=isa))
+    manifest = replace(bundle.manifest, target=target)
+    (bundle.path / "manifest.json").write_bytes(dump_manifest(manifest))
+    made: list[str] = []
+
+    def pack(found: Bundle, folder: Path, machine: str, progress: object) -> Path:
+        made.append(machine)
+        return folder
+
+    monkeypatch.setattr(native, "pack_native", pack)
+    words = ["native", str(bundle.path), "-o", str(tmp_path / "out"), *asked]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert made == [machine]

@@ -37,7 +37,7 @@ def test_it_opens_with_the_verdict(built: Bundle) -> None:
 def test_every_budget_line_stands_in_it_with_its_status(built: Bundle) -> None:
     found = rows(render(built.manifest), "Budget")
     assert found == [list(words.line(line)) for line in built.verdict.lines]
-    stated = {"latency (p99)", "peak memory", "storage", "power above idle"}
+    stated = {"latency (p99)", "peak memory", "storage", "power above idle (at 2 /s)"}
     stated.add("accuracy drop (agreement with the original)")
     assert {title for title, *_ in found} == stated
 
@@ -76,7 +76,7 @@ def test_nothing_predicted_is_called_measured(built: Bundle) -> None:
                 assert evidence.startswith("predicted for robot-raspberry-pi-5")
     statuses = {title: line.status for title, line in lines.items()}
     assert statuses.pop("storage") is Status.MET
-    assert statuses.pop("power above idle") is Status.UNKNOWN
+    assert statuses.pop("power above idle (at 2 /s)") is Status.UNKNOWN
     assert set(statuses.values()) == {Status.PREDICTED}
 
 

@@ -105,7 +105,7 @@ def test_a_breached_line_says_by_how_much() -> None:
 
 def test_the_accuracy_line_says_what_was_scored_where_it_is_not_the_task(built: Bundle) -> None:
     stand_in = "agreement with the original, on synthetic inputs"
-    figure = replace(measured(0.02), scored=stand_in)
+    figure = replace(measured(0.02), basis=stand_in)
     line = BudgetLine("accuracy_drop", 0.01, figure, Status.BREACHED)
     assert words.line(line)[0] == f"accuracy drop ({stand_in})"
     for said in (words.breach(line), words.verdict(manifest_with(built, line))):
@@ -200,6 +200,16 @@ def test_the_loss_is_named(built: Bundle) -> None:
     other = replace(built.manifest.search, loss="squared error")
     assert words.loss(built.manifest) == "KL in nats"
     assert words.loss(replace(built.manifest, search=other)) == "squared error"
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "0 threads"), (1, "1 thread"), (4, "4 threads")])
+def test_one_of_a_kind_is_singular(count: int, said: str) -> None:
+    assert words.number(count, "thread") == said
+
+
+def test_a_power_line_says_the_rate_that_it_is_for() -> None:
+    line = BudgetLine("power", 3.0, replace(measured(1.0), basis="at 2 /s"), Status.UNKNOWN)
+    assert words.line(line)[0] == "power above idle (at 2 /s)"
 
 
 def test_a_failed_trial_has_dashes_for_figures() -> None:

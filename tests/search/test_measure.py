@@ -17,7 +17,7 @@ from edgebuild.inputs.target_file import load_target
 from edgebuild.search import measure as measure_module
 from edgebuild.search import prove as prove_module
 from edgebuild.search.accuracy import Accuracy
-from edgebuild.search.case import Case
+from edgebuild.search.case import Case, open_case
 from edgebuild.search.make import Made, make
 from edgebuild.search.measure import Effort, figures_of, measure, measurement_of
 from edgebuild.search.prove import prove
@@ -195,3 +195,20 @@ def test_what_was_measured_is_not_measured_again(
     first = measurement_of(case, made.artifact, device, SHORT)
     monkeypatch.setattr(device, "run", small_build.failing(AssertionError("ran again")))
     assert measurement_of(case, made.artifact, device, SHORT) == first
+
+
+@pytest.mark.parametrize(("count", "is_told"), [(1, True), (7, True), (8, False)])
+def test_calibration_data_that_are_too_small_are_said_to_be(
+    case: Case, count: int, is_told: bool
+) -> None:
+    class Said(Silence):
+        def __init__(self) -> None:
+            self.texts: list[str] = []
+
+        def say(self, text: str) -> None:
+            self.texts.append(text)
+
+    given, said = replace(case.workload, calibration=small_build.images(count, 0)), Said()
+    open_case(given, case.target, case.budget, case.cache, said)
+    told = [text for text in said.texts if f"too small: {count} of at least 8 samples" in text]
+    assert bool(told) is is_told

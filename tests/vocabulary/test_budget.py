@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -29,6 +30,15 @@ def test_every_line_reads_its_own_kind_of_quantity() -> None:
     expected = Budget(0.022, 64_000_000, 5_000_000, 2_000_000, 3.0, 30.0, 0.01)  # type: ignore[arg-type]
     assert asdict(Budget.parse(**texts)) == pytest.approx(asdict(expected))
     assert set(texts) == set(LINES) == set(BUDGET_PARSERS)
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("wish", [5, 0.5, None])
+def test_what_is_no_text_is_refused_with_an_example_that_is_read(line: str, wish: Any) -> None:
+    with pytest.raises(InvalidQuantity, match=f"budget line {line}: {wish} has no unit") as told:
+        Budget.parse(**{line: wish})
+    example = str(told.value).split('"')[1]
+    assert getattr(Budget.parse(**{line: example}), line) > 0
 
 
 def test_nothing_stated_is_nothing_wished() -> None:
