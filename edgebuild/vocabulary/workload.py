@@ -68,6 +68,6 @@ class Workload:
 
         Such as "agreement with the original, on synthetic inputs".
         """
-        parts = ("" if self.score else "agreement with the original",)
-        parts += ("on synthetic inputs" if self.is_synthetic else "",)
-        return ", ".join(filter(None, parts))
+        scored = "" if self.score else "agreement with the original"
+        fed = "on synthetic inputs" if self.is_synthetic else ""
+        return ", ".join(filter(None, (scored, fed)))
