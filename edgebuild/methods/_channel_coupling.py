@@ -8,6 +8,7 @@ says is therefore a hypothesis; where it does not add up, further ones are tried
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from edgebuild.methods._channel_graph import build_graph, coupled_with
+from edgebuild.methods._channel_graph import NotFollowed, build_graph, coupled_with
 from edgebuild.methods._channel_groups import ChannelGroup, Counter, Member, Unfit
 from edgebuild.methods._channel_layers import (
     WEIGHTED,
@@ -26,9 +27,11 @@ from edgebuild.methods._channel_layers import (
     is_depthwise,
     size_of,
 )
+from edgebuild.methods._channel_readers import not_followed
 from edgebuild.methods._channel_runs import Inputs, run
 from edgebuild.vocabulary.errors import told
 
+LOG = logging.getLogger(__name__)
 # How attention modules call the number of their heads.
 HEAD_COUNTS = (
     "num_heads", "heads", "n_heads", "n_head", "nhead", "num_attention_heads", "n_attn_heads",
@@ -69,11 +72,14 @@ def find_coupled(
             reading = _Reading(network, graph, coupled, order)
             path = reading.path
             found[path] = reading.hypotheses(trial)
+        except NotFollowed:
+            # One group that torch-pruning fails at is no reason to lose the others.
+            declined[path] = not_followed(network, example, path)
         except Unfit as error:
             declined[path] = str(error)
         except Exception as error:
-            # One group that torch-pruning fails at is no reason to lose the others.
-            declined[path] = told(error)
+            LOG.debug("reading the channels of %s failed", path, exc_info=True)
+            declined[path] = f"its channels could not be read, by {told(error)}"
     return {path: found[path] for path in sorted(found, key=order.__getitem__)}, declined
 
 
@@ -164,8 +170,9 @@ class _Reading:
             return None  # an operator, or as good as one
         try:
             size = size_of(module, side)
-        except TypeError as error:
-            raise Unfit(f"{self._names[module]!r}: {error}") from None
+        except TypeError:
+            name, kind = self._names[module], type(module).__name__
+            raise Unfit(f"its channels go into {name} ({kind}), which cannot lose any") from None
         return _Item(self._names[module], side, size, entry.idxs, entry.root_idxs)
 
     def _item_of_parameter(self, entry: Any, parameter: nn.Parameter) -> _Item:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,13 @@ from torch.utils import _pytree as pytree
 from edgebuild.methods._channel_groups import Unfit
 from edgebuild.methods._channel_runs import Inputs
 
+LOG = logging.getLogger(__name__)
 # Counted one by one behind flattened maps, over a whole walk: VGG's has 25,088.
 MOST_PLACES = 2**18
+
+
+class NotFollowed(Unfit):
+    """Channels that torch-pruning loses on their way to what reads them."""
 
 
 def build_graph(network: nn.Module, example: Inputs) -> Any:
@@ -47,10 +53,17 @@ def coupled_with(graph: Any, root: nn.Module, channels: Sequence[int]) -> Any:
     Raises:
         Unfit: its walk finds the same couplings anew for ever, as it does in some decoders, or
             counts places one by one that are too many, as behind the heads of detectors.
+        NotFollowed: it fails, as at recurrent layers, which it sees as hundreds of operators.
     """
     handler = graph.get_pruner_of_module(root).prune_out_channels
     with _bounded(4 * sum(len(node.dependencies) for node in graph.module2node.values()) + 16):
-        return graph.get_pruning_group(root, handler, list(channels))
+        try:
+            return graph.get_pruning_group(root, handler, list(channels))
+        except Unfit:
+            raise
+        except Exception as error:
+            LOG.debug("torch-pruning failed at %s", root, exc_info=True)
+            raise NotFollowed(str(error)) from error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from edgebuild.methods._subject import Subject
 from edgebuild.vocabulary.errors import told
 from edgebuild.vocabulary.workload import Workload
 
+LOG = logging.getLogger(__name__)
 # Samples that a proof compares outputs on: two, so that a batch is among what must work.
 PROOF_SAMPLES = 2
 # Moments of nothing: then nothing can be taken over.
@@ -135,7 +137,8 @@ def _studied(subject: Subject) -> Anatomy:
         blocks, needed = proof.of_blocks(find_blocks(spelled, example), groups)
     except Exception as error:
         # Users' code and torch-pruning fail in many ways; what is not understood is left alone.
-        return Anatomy(network, declined={"": told(error)})
+        LOG.debug("the network could not be read", exc_info=True)
+        return Anatomy(network, declined={"": f"the network cannot be followed, by {told(error)}"})
     return Anatomy(
         spelled,
         {site_of(spelled, group.path): group for group in groups},

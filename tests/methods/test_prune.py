@@ -21,6 +21,7 @@ from zoo import ZOO, samples
 from edgebuild import Workload
 from edgebuild.methods._blocks import Skip
 from edgebuild.methods._channel_groups import ChannelGroup
+from edgebuild.methods._channel_readers import readers
 from edgebuild.methods._channel_runs import rows_of
 from edgebuild.methods._prune_anatomy import anatomy
 from edgebuild.methods._prune_attention import NarrowAttention, join_again, spell_out
@@ -307,6 +308,32 @@ def test_channels_that_a_recurrent_layer_reads_stay() -> None:
     assert _offers(_workload(_seeded(Series), torch.zeros(1, 5, 4))) == []
 
 
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_what_a_recurrent_layer_reads_through_a_transpose_is_named(kind: type[nn.RNNBase]) -> None:
+    class Sound(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv1d(3, 8, 3), nn.Conv1d(8, 16, 3)
+            self.layer, self.head = kind(16, 12, batch_first=True), nn.Linear(12, 4)
+
+        def forward(self, sound: Tensor) -> Tensor:
+            found = self.second(self.first(sound).relu()).relu()
+            return self.head(self.layer(found.transpose(1, 2))[0][:, -1])  # type: ignore[no-any-return]
+
+    workload = _workload(_seeded(Sound), torch.zeros(1, 3, 20))
+    reason = Prune().declined(workload, _runtime())["second"]
+    assert "layer" in reason
+    assert kind.__name__ in reason
+    assert "Error" not in reason
+    assert _parts(workload) == {"first"}
+
+
+def test_channels_are_read_by_the_first_layers_with_weights_that_they_reach() -> None:
+    assert readers(_joined().network, _joined().example, "side") == ["join"]
+    assert readers(_joined().network, _joined().example, "stem") == ["body.0", "join"]
+    assert readers(_joined().network, _joined().example, "head") == []
+
+
 def test_a_network_without_layers_offers_nothing() -> None:
     workload = _workload(nn.Sequential(nn.ReLU()), torch.zeros(1, 4))
     assert _offers(workload) == []
@@ -321,7 +348,8 @@ def test_a_network_that_cannot_be_traced_offers_nothing_and_says_why() -> None:
 
     workload = _workload(Refusing(4, 4), torch.zeros(1, 4))
     assert _offers(workload) == []
-    assert Prune().declined(workload, _runtime()) == {"": "RuntimeError: no gradients, please"}
+    reason = "the network cannot be followed, by RuntimeError: no gradients, please"
+    assert Prune().declined(workload, _runtime()) == {"": reason}
     with pytest.raises(MethodFailed, match="no gradients, please"):
         Prune().apply(workload.network, {_channels("x"): _keep("1 of 4")}, workload)
 
@@ -339,7 +367,8 @@ def test_a_group_that_cannot_be_followed_does_not_keep_others_from_being_offered
     monkeypatch.setattr(tp.DependencyGraph, "get_pruning_group", failing)
     workload = _joined()
     assert _parts(workload) == {"stem", "body.0", "join"}
-    assert Prune().declined(workload, _runtime())["side"] == "IndexError: lost the way"
+    reason = "cannot follow its channels into join (Conv2d)"
+    assert Prune().declined(workload, _runtime())["side"] == reason
 
 
 def test_couplings_without_an_end_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
