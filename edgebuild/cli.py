@@ -348,7 +348,7 @@ def verify(
     from edgebuild.report import terminal
 
     if is_language_model(dist):
-        verify_language_model(dist, as_json)
+        verify_language_model(dist, device, as_json)
         return
     bundle = load_bundle(dist)
     is_emulated = device.startswith("emulated:")

@@ -14,6 +14,7 @@ from edgebuild.cli_options import BREACHED, AsJson, Context, Dist, plain, print_
 from edgebuild.vocabulary.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
+    from edgebuild.llm.golden import Replay
     from edgebuild.vocabulary.target import Target
 
 PROMPT = 128
@@ -220,17 +221,30 @@ def bench_language_model(
         sys.exit(DeviceError.exit_code)
 
 
-def verify_language_model(dist: Path, as_json: bool) -> None:
-    """Every file, and every array of the weights, against its hash."""
+def verify_language_model(dist: Path, device: str, as_json: bool) -> None:
+    """Every file, and every array of the weights, against its hash; and a short answer again."""
+    from edgebuild import catalog
     from edgebuild.llm.bundle import verify_model
+    from edgebuild.llm.golden import replay
     from edgebuild.report import progress, terminal
 
     console = terminal.stderr()
     with progress.shown(console) as bars:
         files = verify_model(dist, bars)
-    console.print(f"{files} files are those that were built")
+        with catalog.device(device) as entered, bars.step("answer once more"):
+            found = replay(dist, entered)
+    console.print(f"{files} files are those that were built; {_told(found)}")
     if as_json:
-        print_json({"files": files})
+        print_json({"files": files, "replay": plain(found) if found else None})
+
+
+def _told(found: Replay | None) -> str:
+    if found is None:
+        return "nothing was replayed: no answer was written down when this was built"
+    return (
+        f"golden logits within {found.relative_error:.2g} of their spread (limit {found.limit:g}) "
+        f"in {found.runtime}"
+    )
 
 
 def chat(

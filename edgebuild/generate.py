@@ -2,12 +2,13 @@
 
     python run.py bench --prompt 512 --new 128
     python run.py generate --ids 1,2,3 --new 32
+    python run.py check
     python run.py prepack
     python run.py bandwidth
 
 The runtime is onnxruntime for a model.onnx, ai-edge-litert for a model.tflite. Every command prints
-one JSON object. Exit codes: 0 right, 2 what cannot be used, 4 the runtime is missing or too old; a
-reason in one line.
+one JSON object. Exit codes: 0 right, 1 `check` found another answer, 2 what cannot be used, 4 the
+runtime is missing or too old; a reason in one line.
 """
 # This file travels: it must run on Python 3.8 and with numpy 1, so no newer syntax here.
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 GRAPH, INDEX, LITE = "model.onnx", "weights.json", "model.tflite"
 # What says how a bundle was built.
 MANIFEST = "language_model.json"
+# What the model answered where it was built.
+GOLDEN = "golden.json"
 # Where weights lie as this machine's kernels want them, and what says for which machine that is.
 PREPACKED, STAMP = "prepacked", "made-for.txt"
 CONTEXT_KEY = "edgebuild.context"
@@ -373,6 +376,36 @@ def continued(decoder: Any, tokens: Sequence[int], new: int) -> list[int]:
     return found
 
 
+def check(folder: str, threads: int) -> dict[str, Any]:
+    """Whether the model still answers as it did where it was built.
+
+    It is given its old answer token by token: one that is as likely as another may change places.
+
+    Raises:
+        ValueError: no answer was written down.
+    """
+    path = os.path.join(folder, GOLDEN)
+    if not os.path.exists(path):
+        raise ValueError(f"there is no {GOLDEN}: no answer was written down when this was built")
+    with open(path, encoding="utf-8") as file:
+        golden = json.load(file)
+    decoder = open_decoder(folder, threads)
+    tokens, worst = golden["prompt"], 0.0
+    for step in golden["steps"]:
+        logits = decoder.read(tokens)[-1].astype(np.float64)
+        wanted = np.asarray(step["logits"])
+        error = np.abs(logits[step["tokens"]] - wanted).max() / max(np.ptp(wanted), 1e-9)
+        worst = max(worst, float(error) if np.isfinite(error) else float("inf"))
+        tokens = [step["next"]]
+    module = sys.modules["ai_edge_litert" if isinstance(decoder, LiteDecoder) else "onnxruntime"]
+    return {
+        "ok": worst <= golden["limit"],
+        "relative_error": worst,
+        "limit": golden["limit"],
+        "runtime": f"{module.__name__} {getattr(module, '__version__', '')}".strip(),
+    }
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", default=os.path.dirname(os.path.abspath(__file__)))
@@ -385,6 +418,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     generate = commands.add_parser("generate")
     generate.add_argument("--ids", required=True, help="tokens, with commas between")
     generate.add_argument("--new", type=int, default=32)
+    commands.add_parser("check")
     commands.add_parser("prepack")
     commands.add_parser("bandwidth")
     return parser.parse_args(arguments)
@@ -397,6 +431,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         return {"prepacked": os.path.join(asked.folder, PREPACKED)}
     if asked.command == "bandwidth":
         return {"bandwidth": bandwidth(asked.threads or os.cpu_count() or 1)}
+    if asked.command == "check":
+        return check(asked.folder, asked.threads)
     before, began = memory(), time.perf_counter()
     decoder = open_decoder(asked.folder, asked.threads)
     load = time.perf_counter() - began
@@ -420,7 +456,9 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(main(sys.argv[1:])))
+        answer = main(sys.argv[1:])
+        print(json.dumps(answer))
+        sys.exit(0 if answer.get("ok", True) else 1)
     except ImportError as missing:
         is_lite = (missing.name or "").startswith(("ai_edge_litert", "ai-edge-litert"))
         runtime = "ai-edge-litert" if is_lite else "onnxruntime"

@@ -11,10 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgebuild import generate
+from edgebuild.generate import GOLDEN
+from edgebuild.inputs.this_machine import available_memory
 from edgebuild.llm.bundle import FILE, LOADER, PAGE, write_model
 from edgebuild.llm.checkpoint import FLOAT_METHODS, Checkpoint
 from edgebuild.llm.convert import refuse_other_content
 from edgebuild.llm.forward import Forward
+from edgebuild.llm.golden import record
 from edgebuild.llm.mix import Mix
 from edgebuild.llm.network import read_network
 from edgebuild.llm.onnx import Onnx
@@ -76,7 +79,7 @@ def build_model(
         tokenizer = _tokenizer(source, scratch, notes)
         text = read_text(wanted.text, tokenizer, path, context) if wanted.text else None
         # What an earlier build has recorded there is not about this one.
-        for stale in (FILE, PAGE, CONFIG):
+        for stale in (FILE, PAGE, CONFIG, GOLDEN):
             (out / stale).unlink(missing_ok=True)
         job = Job(Forward(source, network), option, wanted.limit, text, tokenizer)
         written = packer.pack(job, out, progress)
@@ -86,6 +89,7 @@ def build_model(
                 shutil.copyfile(file, out / file.name)
     shutil.copyfile(generate.__file__, out / LOADER)
     proof = _proof(written, job, progress)
+    _write_golden(out, job)
     if wanted.limit:
         engine = packer.engine
         option = option_of(written.decoder, target, written.chosen, MIXED, option, engine)
@@ -166,6 +170,14 @@ def _proof(written: Written, job: Job, progress: Progress) -> Proof | None:
     proof = written.prove(job.text, progress)
     answer = job.tokenizer.text(proof.answer) if job.tokenizer else ""
     return replace(proof, answer_text=answer)
+
+
+def _write_golden(out: Path, job: Job) -> None:
+    """What `verify` replays; only a text's proof has shown that this machine can hold the model."""
+    if job.text is not None:
+        record(out, job.text.proving[0].tolist())
+    elif job.option.needs.total <= available_memory():
+        record(out)
 
 
 def _unproven(source: Checkpoint) -> str:

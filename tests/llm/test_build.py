@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from llm.test_convert import Silence
 
 from edgebuild import catalog, generate
 from edgebuild.inputs.target_file import load_target
-from edgebuild.llm import proof
+from edgebuild.llm import golden, proof
 from edgebuild.llm.bench import Lengths, bench_model
 from edgebuild.llm.build import Wanted, build_model
 from edgebuild.llm.bundle import FILE, load_model, verify_model
@@ -107,6 +108,40 @@ def test_verify_finds_changed_files(change: str, checkpoint: Path, tmp_path: Pat
     (out / change).write_bytes(b"other")
     with pytest.raises(InvalidBundle, match=f"{change} was changed"):
         verify_model(out, Silence())
+
+
+def test_verify_replays_the_answer_that_was_given_when_it_was_built(
+    bundle: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    local = catalog.device("local")
+    found = golden.replay(bundle, local)
+    assert found is not None
+    assert found.relative_error < 1e-3
+    assert found.runtime.startswith("onnxruntime 1.")
+    assert len(json.loads((bundle / generate.GOLDEN).read_text())["steps"]) == golden.STEPS
+    built(checkpoint, tmp_path / "dist")
+    assert golden.replay(tmp_path / "dist", local) is not None
+
+
+def test_another_answer_than_the_golden_one_is_no_intact_bundle(
+    bundle: Path, checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    write_random_network(other, "qwen2", seed=1, num_hidden_layers=2)
+    out, local = tmp_path / "dist", catalog.device("local")
+    built(write_tokenizer(other, CHAT), out, text=text)
+    shutil.copyfile(bundle / generate.GOLDEN, out / generate.GOLDEN)
+    with pytest.raises(InvalidBundle, match="the golden logits differ by .* where 0.1 is allowed"):
+        golden.replay(out, local)
+    (out / generate.GOLDEN).unlink()
+    assert golden.replay(out, local) is None
+
+
+def test_a_golden_answer_keeps_to_a_short_context(checkpoint: Path, tmp_path: Path) -> None:
+    built(checkpoint, tmp_path / "dist", context=10)
+    found = json.loads((tmp_path / "dist" / generate.GOLDEN).read_text())
+    assert len(found["prompt"]) + len(found["steps"]) == 10
+    assert golden.replay(tmp_path / "dist", catalog.device("local")) is not None
 
 
 def test_loader_needs_nothing_of_ours(bundle: Path) -> None:

@@ -131,8 +131,15 @@ def test_build_bench_verify_and_chat(tmp_path: Path) -> None:
     rates = json.loads(benched.stdout)["devices"][0]["rates"]
     assert {row["test"] for row in rates["rows"]} == {"pp16", "tg8"}
     assert "modelled-bound" in benched.stderr
-    assert edgebuild("verify", out).returncode == 0
-    assert json.loads(edgebuild("explain", out, "--json").stdout) == model
+    verified = edgebuild("verify", out, "--json")
+    assert verified.returncode == 0
+    assert json.loads(verified.stdout)["replay"]["relative_error"] < 1e-3
+    assert "golden logits within" in verified.stderr
+    other = tmp_path / "dist" / "golden.json"
+    other.write_text(other.read_text().replace('"limit": 0.1', '"limit": 0.2'))
+    assert edgebuild("verify", out).returncode == 2
+    assert edgebuild("build", str(folder), "-t", "phone-12gb", "-o", out, *words).returncode == 0
+    assert json.loads(edgebuild("explain", out, "--json").stdout)["proof"] == model["proof"]
     strict = edgebuild("build", str(folder), "-t", "phone-12gb", "-o", out, *words, "--strict")
     assert strict.returncode == 3
     assert "memory was not measured on the target" in strict.stderr

@@ -22,7 +22,7 @@ from llm.test_gguf import write_gguf
 
 from edgebuild import catalog, generate
 from edgebuild.inputs.target_file import load_target
-from edgebuild.llm import proof, save, tflite
+from edgebuild.llm import golden, proof, save, tflite
 from edgebuild.llm._tflite_census import read_matrices
 from edgebuild.llm.bench import Lengths, bench_model
 from edgebuild.llm.build import Wanted, build_model
@@ -228,6 +228,13 @@ def test_old_runtimes_are_refused_where_it_runs(bundle: Path, tmp_path: Path) ->
     assert done.returncode == 4
     assert "is not known to run this rightly, 99.0.0 is" in done.stderr
     assert "pip install --upgrade ai-edge-litert" in done.stderr
+
+
+def test_verify_replays_an_answer(bundle: Path) -> None:
+    found = golden.replay(bundle, catalog.device("local"))
+    assert found is not None
+    assert found.relative_error < 1e-3
+    assert found.runtime.startswith("ai_edge_litert 2.")
 
 
 @pytest.mark.parametrize("name", [generate.LITE, tflite.BUNDLE])
