@@ -117,7 +117,7 @@ def _check_input(name: str, tensor: object) -> None:
     if tensor.shape[0] != 1:
         raise _Defect(
             f"{name} has the shape {tuple(tensor.shape)}, so a batch of {tensor.shape[0]}: "
-            "give one sample, with a first dimension of 1"
+            "give one sample, as tensor[:1]; or tensor.unsqueeze(0), if this has no batch dimension"
         )
     if tensor.layout != torch.strided or not _has_array(tensor.dtype):
         kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
@@ -144,16 +144,36 @@ def _check_outputs(network: torch.nn.Module, example: tuple[torch.Tensor, ...]) 
             # Copies: the network may write into what it is given.
             outputs = network(*(tensor.detach().clone() for tensor in example))
     except Exception as error:
-        raise _Defect(
-            f"the network does not run on the example: {told(error)} "
-            "(call network(*example) to see where)"
-        ) from error
+        step = _with_batch(network, example) or "call network(*example) to see where"
+        raise _Defect(f"the network does not run on the example: {told(error)} ({step})") from error
     leaves = list(_leaves(outputs, "output"))
     if not leaves:
         raise _Defect(f"the network returns an empty {type(outputs).__name__}: return a tensor")
     for name, value in leaves:
         _check_output(f"the network's {name}", value)
-        _check_batch(f"the network's {name}", value)
+        _check_batch(
+            f"the network's {name}",
+            value,
+            _with_batch(network, example) or "return it transposed, or leave it out",
+        )
+
+
+def _with_batch(network: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> str:
+    """What to do where the example has lost its batch dimension; empty where that is not it."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            outputs = network(*(tensor.detach().clone().unsqueeze(0) for tensor in example))
+    except Exception:
+        return ""
+    if any(getattr(value, "shape", ())[:1] != (1,) for _, value in _leaves(outputs, "")):
+        return ""
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example)
+    return (
+        f"it does with a batch dimension of 1 in front, which the example, of shape {shapes}, "
+        "lacks: give tensor.unsqueeze(0), and samples likewise"
+    )
 
 
 def _leaves(value: object, name: str) -> Iterator[tuple[str, object]]:
@@ -168,14 +188,11 @@ def _leaves(value: object, name: str) -> Iterator[tuple[str, object]]:
         yield name, value
 
 
-def _check_batch(name: str, output: object) -> None:
+def _check_batch(name: str, output: object, step: str) -> None:
     """Outputs are joined along the batch, so that is where their first dimension must be."""
     shape = tuple(getattr(output, "shape", ()))
     if shape[:1] != (1,):
-        raise _Defect(
-            f"{name} has the shape {shape}, without the batch of 1 in front: "
-            "return it transposed, or leave it out"
-        )
+        raise _Defect(f"{name} has the shape {shape}, without the batch of 1 in front: {step}")
 
 
 def _check_output(name: str, value: object) -> None:

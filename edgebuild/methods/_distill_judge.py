@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from edgebuild.methods._distill_data import Rows
 from edgebuild.methods._distill_lesson import Lesson, answers_of, run
-from edgebuild.vocabulary.errors import MethodFailed, told
+from edgebuild.vocabulary.errors import InvalidWorkload, MethodFailed
+from edgebuild.vocabulary.scoring import scored
 from edgebuild.vocabulary.workload import Score
 
 # How many rows tell how far a student is from the teacher.
@@ -43,12 +44,9 @@ class Judge:
         labels = None if self.rows.labels is None else self.rows.labels[self.numbers]
         outputs = _joined(list(run(student, self.rows, self.numbers, self.lesson.layout)))
         try:
-            score = float(self.score(outputs, labels))
-        except Exception as error:
-            raise MethodFailed(f"the network: the score function failed: {told(error)}") from error
-        if not np.isfinite(score):
-            raise MethodFailed(f"the network: the score function returned {score} for a student")
-        return score
+            return scored(self.score, outputs, labels)
+        except InvalidWorkload as error:
+            raise MethodFailed(f"a student of the network: {error}") from error
 
 
 def open_judge(rows: Rows, lesson: Lesson, score: Score | None) -> Judge:

@@ -19,6 +19,7 @@ from edgebuild.search.score import agreement
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import InvalidWorkload
 from edgebuild.vocabulary.program import Program
+from edgebuild.vocabulary.scoring import scored
 from edgebuild.vocabulary.target import Budget, Target
 from edgebuild.vocabulary.workload import Workload
 
@@ -94,16 +95,7 @@ class Case:
         labels = samples.labels()
         if rows is not None and labels is not None:
             labels = labels[rows]
-        try:
-            value = self.workload.score(self.program.restore(_at(rows, outputs)), labels)
-            score = float(value)
-        except Exception as error:
-            raise InvalidWorkload(
-                f"the score function failed: {type(error).__name__}: {error}"
-            ) from error
-        if not np.isfinite(score):
-            raise InvalidWorkload(f"the score function returned {score}: it must be a number")
-        return score
+        return scored(self.workload.score, self.program.restore(_at(rows, outputs)), labels)
 
     @property
     def scoring(self) -> str:

@@ -46,8 +46,9 @@ class Workload:
         validation: samples the search looks at.
         test: samples that nobody looks at until the end.
         score: `(outputs, labels) -> float` of a whole split, higher is better; outputs are numpy
-            arrays joined along the batch (one array, or a tuple in the network's order), labels
-            likewise. Without one, artifacts are scored by their agreement with the network.
+            arrays joined along the batch, in what the network returns: one array, a tuple or list
+            in its order, or a dict with its keys. Labels are one array, joined likewise, or None.
+            Without a score, artifacts are scored by their agreement with the network.
         notices: licences of what went in, by name; the bundle carries them.
         is_synthetic: whether the inputs are made up, so that no score of them is the task's.
     """

@@ -381,6 +381,28 @@ def test_notices_are_named() -> None:
     assert "the notices are a list: give a dict from name to text" in message
 
 
+class Unbatched(nn.Module):
+    """Runs on one sample without a batch dimension, as torch's own layers do."""
+
+    def __init__(self, rest: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.rest = nn.Conv2d(1, 4, 3), rest
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.rest(self.layer(image))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("rest", [nn.Identity(), nn.BatchNorm2d(4)])
+def test_an_example_without_a_batch_dimension_is_told_to_get_one(rest: nn.Module) -> None:
+    network = Unbatched(rest).eval()
+    message = refusal(lambda: check_workload(tiny(network=network, example=(torch.ones(1, 8, 8),))))
+    assert "the example, of shape (1, 8, 8), lacks: give tensor.unsqueeze(0)" in message
+    check_workload(tiny(network=network, example=(torch.ones(1, 1, 8, 8),)))
+    three = (torch.ones(3, 8, 8),)
+    message = refusal(lambda: check_workload(tiny(network=network, example=three)))
+    assert "or tensor.unsqueeze(0), if this has no batch dimension" in message
+
+
 def test_an_output_without_the_batch_in_front_is_refused() -> None:
     class WithState(torch.nn.Module):
         def __init__(self) -> None:
@@ -393,5 +415,5 @@ def test_an_output_without_the_batch_in_front_is_refused() -> None:
 
     split = [(torch.zeros(1, 3, 4), None)]
     given = Workload("states", WithState().eval(), (torch.zeros(1, 3, 4),), split, split, split)
-    with pytest.raises(InvalidWorkload, match="output 1 has the shape"):
+    with pytest.raises(InvalidWorkload, match="output 1 has the shape .*: return it transposed"):
         check_workload(given)

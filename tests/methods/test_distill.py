@@ -854,12 +854,33 @@ def test_other_parts_are_refused() -> None:
         Distill().apply(network(), {}, workload())
 
 
+def test_a_score_sees_the_structure_that_the_network_returns() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, image: Tensor) -> dict[str, Tensor]:
+            found = self.inner(image)
+            return {"later": found, "earlier": -found}
+
+    opposite: list[bool] = []
+
+    def score(outputs: dict[str, np.ndarray], labels: None) -> float:
+        opposite.append(np.array_equal(outputs["later"], -outputs["earlier"]))
+        return 0.0
+
+    named = replace(workload(), network=Named().eval(), score=score)
+    trained(named.network, named)
+    assert set(opposite) == {True}
+
+
 def test_a_score_that_fails_says_why() -> None:
     broken = replace(workload(), score=failing(ValueError("only one class")))
-    with pytest.raises(MethodFailed, match="score function failed: ValueError: only one class"):
+    with pytest.raises(MethodFailed, match="failed at .*: ValueError: only one class"):
         trained(network(), broken)
     undefined = replace(workload(), score=lambda outputs, labels: float("nan"))
-    with pytest.raises(MethodFailed, match="score function returned nan"):
+    with pytest.raises(MethodFailed, match=r"score function at .*test_distill.py:\d+ returned nan"):
         trained(network(), undefined)
 
 
