@@ -55,8 +55,9 @@ def build(
         precisions: the precisions to try.
         methods: the methods that may change the network, by name; all unless given.
         prefer: what is chosen among those that breach no budget line.
-        minutes: how long the search may look for better ones; until the budget is kept unless
-            given.
+        minutes: how long the build may look for better ones, from its start on; one precision for
+            all layers is always tried, and what is chosen is proven after it. Until the budget is
+            kept unless given.
         seed: what training draws its batches from.
         device: the URL of the target itself, where there is one to measure candidates on.
         emulate: whether the bundle's bits are proven on emulated ARM64 processors as well.
@@ -110,7 +111,7 @@ def build(
                 # First of all: a score that fails must not fail after minutes of work.
                 _ = case.float_score
             wishes = Wishes(tuple(formats), tuple(precisions), methods, seconds, seed)
-            found = search(case, wishes, place, progress)
+            found = search(case, wishes, place, progress, begun)
             best = choose(found.trials, prefer)
             if best is None:
                 raise NothingBuilt(_reasons(found.trials))

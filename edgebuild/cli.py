@@ -150,7 +150,9 @@ def build(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Search so long; else until the budget is kept."),
+        typer.Option(
+            min=0.0, help="Search so long from the start on; else until the budget is kept."
+        ),
     ] = None,
     prefer: Annotated[
         Preference, typer.Option(help="What is chosen of those that keep the budget.")

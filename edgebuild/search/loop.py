@@ -71,13 +71,23 @@ class Wishes:
     seed: int = 0
 
 
-def search(case: Case, wishes: Wishes, device: Device, progress: Progress) -> Found:
-    """First one precision for all layers; then all methods together, round by round."""
-    found = Found()
+def search(
+    case: Case,
+    wishes: Wishes,
+    device: Device,
+    progress: Progress,
+    begun: float | None = None,
+) -> Found:
+    """First one precision for all layers; then all methods together, round by round.
+
+    A time that was asked for runs from `begun` on the monotonic clock, now unless given. What is
+    tried first is finished all the same: something must be there to be chosen.
+    """
+    found, begun = Found(), time.monotonic() if begun is None else begun
     try_uniform(case, wishes, found, device, progress)
     if wishes.seconds is None and _is_enough(found.trials):
         return found
-    rounds = Rounds(case, wishes, found, device, progress)
+    rounds = Rounds(case, wishes, found, device, progress, begun)
     rounds.run()
     return found
 
@@ -104,13 +114,17 @@ def try_uniform(
 
 @dataclass
 class Rounds:
-    """The rounds of one search: each proposes, tries and learns."""
+    """The rounds of one search: each proposes, tries and learns.
+
+    `begun` is when a time that was asked for began to run, on the monotonic clock.
+    """
 
     case: Case
     wishes: Wishes
     found: Found
     device: Device
     progress: Progress
+    begun: float = field(default_factory=time.monotonic)
     volumes: list[float] = field(default_factory=list)
     trainings: list[tuple[float, float]] = field(default_factory=list)
 
@@ -118,7 +132,9 @@ class Rounds:
         """Repeats what an earlier run of the same search has decided, and goes on from there."""
         journal = Journal(self._folder() / "rounds.json")
         rounds = list(journal.read())
-        left = PATIENCE if self.wishes.seconds is None else self.wishes.seconds
+        left = PATIENCE
+        if self.wishes.seconds is not None:
+            left = self.wishes.seconds - (time.monotonic() - self.begun)
         for known in rounds:
             left -= known.seconds or 0.0
             if known.seconds is not None:

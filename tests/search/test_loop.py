@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,26 @@ def test_when_the_time_is_up_the_best_so_far_is_there(cache: Cache) -> None:
     assert found.ran_out_of_time
     # The same search, repeated from its journal, ended as it did.
     assert searched(case_of(cache), seconds=0.0).ran_out_of_time
+
+
+def test_what_is_tried_first_takes_of_the_time_and_is_finished_all_the_same(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def propose(self: loop.Rounds, deadline: float) -> Iterator[Proposal]:
+        given.append(deadline)
+        return iter(())
+
+    monkeypatch.setattr(loop.Rounds, "propose", propose)
+    case = case_of(cache)
+    before = time.monotonic()
+    assert searched(case, seconds=1000.0).trials
+    assert given[0] == pytest.approx(before + 1000, abs=0.5)
+    wishes = Wishes(("onnx",), (Precision.FP32,), METHODS, 900.0)
+    with catalog.device("local") as device:
+        search(case, wishes, device, Silence(), begun=before - 600)
+    assert given[1] == pytest.approx(before + 300, abs=0.5)
 
 
 def test_time_that_is_up_in_the_middle_of_a_round_ran_out(
