@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import logging
 import math
+import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +22,9 @@ from edgebuild.vocabulary.errors import NotExportable
 from edgebuild.vocabulary.precision import LayerKind
 from edgebuild.vocabulary.program import Operator, Program, Site
 
+CANNOT_CAPTURE = "torch.export cannot capture the network"
+# Loggers that guess aloud at what an error will say, or has said.
+CHATTY = ("torch.export", "torch._export", "torch.fx.experimental")
 # Operators that carry weights: the kind of layer, and the position of the weight's argument.
 WEIGHTED: Mapping[str, tuple[LayerKind, int]] = {
     "conv1d": (LayerKind.CONVOLUTION, 1),
@@ -54,15 +62,72 @@ def capture(network: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> Prog
     # One tensor object given for two arguments would be taken for one input.
     inputs = tuple(tensor.detach().clone() for tensor in example)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), _unsaid(), torch.no_grad():
             warnings.simplefilter("ignore")
             exported = torch.export.export(network, inputs)
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no reason given"]
         raise NotExportable(
-            f"torch.export cannot capture the network: {type(error).__name__}: {lines[0]}"
+            f"{CANNOT_CAPTURE}: {type(error).__name__}: {lines[0]}{_line_of(error)}"
         ) from error
+    _refuse_unknown_shapes(exported)
     return read(exported)
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """Holds back what torch.export says beside its error: the graph so far, and a guess at it.
+
+    Whoever asks for logs by TORCH_LOGS gets them.
+    """
+
+    def is_said(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.WARNING or not record.name.startswith(CHATTY)
+
+    # The module prints the graph itself, to stderr; the user's own code may print as it likes.
+    module: Any = importlib.import_module("torch.export._trace")
+    handlers = [] if os.environ.get("TORCH_LOGS") else _torchs_handlers()
+    for handler in handlers:
+        handler.addFilter(is_said)
+    module.print = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del module.print
+        for handler in handlers:
+            handler.removeFilter(is_said)
+
+
+def _torchs_handlers() -> list[logging.Handler]:
+    """Those of all of torch's loggers: some of the chatty ones have their own."""
+    names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "torch"]
+    found = (handler for name in names for handler in logging.getLogger(name).handlers)
+    return list(dict.fromkeys(found))
+
+
+def _line_of(error: Exception) -> str:
+    """The user's line at which torch.export stopped, if it knows: the last of the graph so far."""
+    graph = str(getattr(error, "partial_fx_graph", ""))
+    places = re.findall(r"# File: (.+:\d+) in \w+, code: (.+)", graph)
+    return " at {}: {}".format(*places[-1]) if places else ""
+
+
+def _refuse_unknown_shapes(exported: ExportedProgram) -> None:
+    """Devices get networks whose shapes are all known.
+
+    Raises:
+        NotExportable: an operator puts out as many values as its input happens to have of a kind.
+    """
+    for node in exported.graph.nodes:
+        shape = getattr(node.meta.get("val"), "shape", ())
+        if any(isinstance(size, torch.SymInt) for size in shape):
+            trace = node.meta.get("stack_trace") or ""
+            places = re.findall(r'File "(.+)", line (\d+), in .+\n *(.+)', trace)
+            line = " at {}:{}: {}".format(*places[-1]) if places else ""
+            raise NotExportable(
+                f"{CANNOT_CAPTURE}: the shape of what {node.target} puts out depends on the "
+                f"data{line}"
+            )
 
 
 def read(exported: ExportedProgram) -> Program:

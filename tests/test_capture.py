@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
+import logging
 from collections import Counter
 from collections.abc import Callable
 from math import prod
@@ -427,6 +429,46 @@ def test_what_depends_on_data_cannot_be_captured(forward: Callable[..., object])
         capture(Calls(forward).eval(), (ROW,))
     assert "\n" not in str(error.value)
     assert error.value.__cause__ is not None
+
+
+def cuts(_: nn.Module, row: Tensor) -> Tensor:
+    return row[:, : int(row.sum().item())]
+
+
+@pytest.mark.parametrize("forward", [branches, loops, cuts])
+def test_the_users_line_is_named_and_torch_says_nothing_beside_it(
+    forward: Callable[..., object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(NotExportable, match=r" at .*test_capture\.py:\d+: return "):
+            capture(Calls(forward).eval(), (ROW,))
+        assert capfd.readouterr().err + said.getvalue() == ""
+        logger.warning("heard")
+        assert said.getvalue() == "heard\n"
+    finally:
+        logger.removeHandler(handler)
+
+
+def test_what_the_network_prints_itself_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    def speaks(_: nn.Module, row: Tensor) -> Tensor:
+        print("as it likes")
+        return row + 1
+
+    capture(Calls(speaks).eval(), (ROW,))
+    assert "as it likes" in capfd.readouterr().out
+
+
+def picks(_: nn.Module, row: Tensor) -> Tensor:
+    return row[row > 0]
+
+
+def test_shapes_that_depend_on_data_are_refused_by_the_operator() -> None:
+    with pytest.raises(NotExportable, match=r"the shape of what aten\.index.* depends on the data"):
+        capture(Calls(picks).eval(), (ROW,))
 
 
 def fails_silently(_: nn.Module, row: Tensor) -> Tensor:

@@ -58,7 +58,10 @@ def coupled_with(graph: Any, root: nn.Module, channels: Sequence[int]) -> Any:
     handler = graph.get_pruner_of_module(root).prune_out_channels
     with _bounded(4 * sum(len(node.dependencies) for node in graph.module2node.values()) + 16):
         try:
-            return graph.get_pruning_group(root, handler, list(channels))
+            with warnings.catch_warnings():
+                # As it gives up on what it unrolls; the reason is told in words.
+                warnings.filterwarnings("ignore", "Maximum recursive depth reached")
+                return graph.get_pruning_group(root, handler, list(channels))
         except Unfit:
             raise
         except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from zoo import ZOO, samples
 
 from edgebuild import Workload
 from edgebuild.methods._blocks import Skip
+from edgebuild.methods._channel_coupling import find_coupled
 from edgebuild.methods._channel_groups import ChannelGroup
 from edgebuild.methods._channel_readers import readers
 from edgebuild.methods._channel_runs import rows_of
@@ -326,6 +328,26 @@ def test_what_a_recurrent_layer_reads_through_a_transpose_is_named(kind: type[nn
     assert kind.__name__ in reason
     assert "Error" not in reason
     assert _parts(workload) == {"first"}
+
+
+def test_a_walk_that_is_given_up_warns_of_nothing() -> None:
+    class Long(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stems = nn.ModuleList(nn.Conv1d(8, 8, 3, padding=1) for _ in range(4))
+            self.layer, self.head = nn.GRU(8, 8, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, sound: Tensor) -> Tensor:
+            for stem in self.stems:
+                sound = sound + stem(sound).relu()
+            return self.head(self.layer(sound.transpose(1, 2))[0].flatten(1)[:, :8])  # type: ignore[no-any-return]
+
+    network, example = _seeded(Long), torch.zeros(1, 8, 100)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        _, declined = find_coupled(network, (example,))
+    assert warned == []
+    assert "layer (GRU)" in declined["stems.0"]
 
 
 def test_channels_are_read_by_the_first_layers_with_weights_that_they_reach() -> None:
