@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_build
 import torch
 from background import heeding_interrupts
 from torch import nn
@@ -23,7 +24,7 @@ from edgebuild import Budget, Workload
 from edgebuild.bundles.manifest import Bundle, load_bundle
 from edgebuild.exporters.onnx import Onnx
 from edgebuild.exporters.tflite import Tflite
-from edgebuild.vocabulary.errors import InvalidDestination, NothingBuilt
+from edgebuild.vocabulary.errors import InvalidDestination, NotExportable, NothingBuilt
 from edgebuild.vocabulary.measurement import Evidence, Measurement
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.units import Fraction
@@ -192,12 +193,26 @@ def test_what_one_format_lacks_is_named_and_the_other_is_built(tmp_path: Path) -
     assert "topk" in failures[0]
 
 
-def test_nothing_built_gives_every_reason(tmp_path: Path) -> None:
+def test_what_no_format_can_express_is_refused_with_those_that_may(tmp_path: Path) -> None:
     draw = torch.Generator().manual_seed(0)
     splits = [[(torch.randn(1, 16, generator=draw), None) for _ in range(8)] for _ in range(3)]
     workload = Workload("sorts", SortsIt().eval(), (torch.zeros(1, 16),), *splits)
-    with pytest.raises(NothingBuilt, match="topk"):
+    with pytest.raises(NotExportable, match=r"topk.* To build it, try --format onnx"):
         edgebuild.build(workload, "host", out=tmp_path / "out", formats=["tflite"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_built_gives_every_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = small_build.failing(ValueError("the converter is out of order"))
+    monkeypatch.setattr("edgebuild.exporters.onnx.Onnx.export", fails)
+    monkeypatch.setenv("EDGEBUILD_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(NothingBuilt, match="onnx fp32: ValueError: the converter is out of order"):
+        edgebuild.build(
+            *(small_build.workload(), "host"),
+            out=tmp_path / "out",
+            formats=["onnx"],
+            precisions=[Precision.FP32],
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -17,6 +17,7 @@ from edgebuild.methods.distill import seconds_per_step
 from edgebuild.search.case import Case
 from edgebuild.search.found import Found, volume
 from edgebuild.search.frontier import speed
+from edgebuild.search.hopeless import refuse_hopeless
 from edgebuild.search.journal import Journal, Round
 from edgebuild.search.judge import choose
 from edgebuild.search.learn import believed, learn
@@ -101,6 +102,7 @@ def _is_enough(trials: Sequence[Trial]) -> bool:
 def try_uniform(
     case: Case, wishes: Wishes, found: Found, device: Device, progress: Progress
 ) -> None:
+    refuse_hopeless(case, wishes.formats, wishes.precisions, progress)
     losses = sensitivity(case, progress)
     recipes = uniform_recipes(case, losses, wishes.formats, wishes.precisions)
     made, failed = make(case, recipes, progress)

@@ -83,6 +83,15 @@ def _artifact(case: Case, recipe: Recipe, program: Program) -> Artifact:
     return replace(artifact, path=folder / artifact.path.name)
 
 
+def export(case: Case, recipe: Recipe) -> Artifact:
+    """What the network as it is becomes by a recipe; from the cache where it was made before.
+
+    Raises:
+        Exception: whatever the converters raise, such as NotExportable.
+    """
+    return _artifact(case, recipe, case.program)
+
+
 def _census(case: Case, recipe: Recipe, artifact: Artifact) -> Census:
     runtime = catalog.runtime(artifact.runtime)
     form = TypeAdapter(tuple[KernelRun, ...])
