@@ -25,8 +25,7 @@ import time
 import numpy as np
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-WARM_UP_RUNS = 10
-WARM_UP_SECONDS = 0.3
+WARM_UP = (10, 0.3)  # runs and seconds at least
 # Raw samples stay in the manifest: a model of microseconds must not fill it.
 MOST_SAMPLES = 10000
 # A model of seconds must not take an hour: fewer runs then, and so wider bounds.
@@ -170,7 +169,7 @@ def outputs(session, inputs, destination):
     return found
 
 
-def bench(path, artifact, threads, version, source, seconds, count, fill=False):
+def bench(path, artifact, threads, version, source, seconds, count, fill=False, warm=WARM_UP):
     """Single-stream latency of one input after the other, at least `count` and `seconds`.
 
     A fast model has its samples sooner; with `fill` it runs on, so that a power meter can follow.
@@ -184,7 +183,7 @@ def bench(path, artifact, threads, version, source, seconds, count, fill=False):
     given = [fitted(session, row) for row in given]
     session.run(given[0])
     load = time.perf_counter() - started
-    warm_up(session, given)
+    warm_up(session, given, *warm)
     latencies, began = [], time.time()
     wall, cpu = time.perf_counter(), time.process_time()
     while goes_on(len(latencies), time.perf_counter() - wall, count, seconds):
@@ -275,10 +274,10 @@ def summary_of(array):
     return {"shape": list(array.shape), "first": np.asarray(array).reshape(-1)[:10].tolist()}
 
 
-def warm_up(session, given):
+def warm_up(session, given, count, seconds):
     """Fills caches and lets the clock rise before anything counts."""
     started, runs = time.perf_counter(), 0
-    while runs < WARM_UP_RUNS or time.perf_counter() - started < WARM_UP_SECONDS:
+    while runs < count or time.perf_counter() - started < seconds:
         session.run(given[runs % len(given)])
         runs += 1
 
@@ -373,6 +372,7 @@ def parse(arguments):
     benching.add_argument("--inputs", help="a folder of input-*.npy; the golden ones unless given")
     benching.add_argument("--seconds", type=float, default=5.0)
     benching.add_argument("--count", type=int, default=1024)
+    benching.add_argument("--warm-up", type=float, default=WARM_UP[1], help="seconds before that")
     benching.add_argument("--fill", action="store_true", help="run on until --seconds are over")
     benching.add_argument("--raw", action="store_true", help="print every latency")
     whole = commands.add_parser("outputs")
@@ -398,7 +398,7 @@ def answer(asked):
     version = installed(artifact)
     if asked.command == "bench":
         source = asked.inputs or os.path.join(folder, golden_of(artifact)["folder"])
-        effort = (asked.seconds, asked.count, asked.fill)
+        effort = (asked.seconds, asked.count, asked.fill, (WARM_UP[0], asked.warm_up))
         result = bench(path, artifact, threads, version, source, *effort)
         print(json.dumps(result if asked.raw else summarized(result)))
         return 0

@@ -30,7 +30,7 @@ def sustained(path, artifact, threads, version, source, seconds):
     session = runner.opened(path, artifact, threads)
     rows = runner.rows_of(runner.arrays(source, "input"))
     given = [runner.fitted(session, row) for row in itertools.islice(rows, 8)]
-    runner.warm_up(session, given)
+    runner.warm_up(session, given, *runner.WARM_UP)
     window, end = min(WINDOW, seconds / 6), min(END, seconds / 3)
     windows, first, last = [], [], collections.deque(maxlen=round(end / window))
     began = time.perf_counter()

@@ -44,10 +44,14 @@ MEMORY_ERROR = 0.2
 
 @dataclass(frozen=True)
 class Effort:
-    """How long a latency is measured: at least `seconds` and at least `count` inferences."""
+    """How long a latency is measured: at least `seconds` and at least `count` inferences.
+
+    `warm_up` are seconds before that, in which caches fill and the clock rises.
+    """
 
     seconds: float
     count: int
+    warm_up: float = 0.3
 
 
 # 64 inferences claim a p90, 662 a p99 (MLPerf Inference, early stopping at 99 %).
@@ -281,7 +285,8 @@ def clocking(
 ) -> list[str]:
     """The script, and its arguments, that measures an artifact on a device."""
     spec = _specified(artifact, threads, device, scratch)
-    asked = ("--seconds", str(effort.seconds), "--count", str(effort.count))
+    asked = ["--seconds", str(effort.seconds), "--count", str(effort.count)]
+    asked += ["--warm-up", str(effort.warm_up)]
     return [
         *_loader(spec, device),
         "bench",
