@@ -30,16 +30,21 @@ def refuse_hopeless(
     recipes = uniform_recipes(case, {}, formats, precisions)
     if not recipes:
         raise InputError(_no_precision(case, formats, precisions))
-    reasons: dict[str, str] = {}
+    # Of all that there are, nobody has asked for each.
+    for precision in precisions if set(precisions) != set(Precision) else ():
+        if not uniform_recipes(case, {}, formats, [precision]):
+            reasons = "; ".join(_reasons(case, formats, [precision]))
+            progress.say(f"{precision} is left out, no layer can have it: {reasons}")
+    failed: dict[str, str] = {}
     with progress.step("Trying an export") as step:
         for recipe in sorted(recipes, key=lambda recipe: not recipe.is_float):
-            if recipe.format in reasons:
+            if recipe.format in failed:
                 continue
             try:
                 export(case, recipe)
                 return
             except NotExportable as error:
-                reasons[recipe.format] = str(error)
+                failed[recipe.format] = str(error)
             except Exception:
                 # Converters raise whatever they like: of this one, another recipe may be made.
                 return
@@ -47,14 +52,14 @@ def refuse_hopeless(
     others = [name for name in _formats(case) if name not in formats]
     elsewhere = f"try --format {' or '.join(others)}, " if others else ""
     raise NotExportable(
-        f"the network cannot be exported: {'; '.join(reasons.values())}. To build it, {elsewhere}"
+        f"the network cannot be exported: {'; '.join(failed.values())}. To build it, {elsewhere}"
         "write the operator with others, or leave that part of the network to the code around it"
     )
 
 
 def _no_precision(case: Case, formats: Sequence[str], precisions: Sequence[Precision]) -> str:
     asked = " or ".join(precisions)
-    reasons = "; ".join(list(dict.fromkeys(_refusals(case, formats, precisions)))[:TOLD])
+    reasons = "; ".join(_reasons(case, formats, precisions))
     here = [one for one in Precision if uniform_recipes(case, {}, formats, [one])]
     elsewhere = [
         f"--format {name}"
@@ -66,6 +71,10 @@ def _no_precision(case: Case, formats: Sequence[str], precisions: Sequence[Preci
         f"no layer of the network can be {asked} in {' or '.join(formats)} on {case.target.name}"
         f"{f': {reasons}' if reasons else ', which has no layers to choose for'}. Try {steps}"
     )
+
+
+def _reasons(case: Case, formats: Sequence[str], precisions: Sequence[Precision]) -> list[str]:
+    return list(dict.fromkeys(_refusals(case, formats, precisions)))[:TOLD]
 
 
 def _refusals(case: Case, formats: Sequence[str], precisions: Sequence[Precision]) -> Iterator[str]:

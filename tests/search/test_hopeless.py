@@ -84,3 +84,26 @@ def test_one_format_that_can_is_enough_and_is_not_exported_twice(
     refuse_hopeless(case, FORMATS, (Precision.FP32,), Silence())
     with pytest.raises(NotExportable):
         refuse_hopeless(case, ("onnx",), (Precision.FP32,), Silence())
+
+
+class Listening(Silence):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_one_of_several_precisions_that_no_layer_can_have_is_told(tmp_path: Path) -> None:
+    case, progress = small(tmp_path), Listening()
+    refuse_hopeless(case, ("tflite",), (Precision.FP32, Precision.FP8_WEIGHTS), progress)
+    (said,) = progress.said
+    assert said.startswith("fp8-weights is left out, no layer can have it: tflite: ")
+
+
+def test_of_what_nobody_asked_for_nothing_is_told(tmp_path: Path) -> None:
+    case, progress = small(tmp_path), Listening()
+    refuse_hopeless(case, ("tflite",), tuple(Precision), progress)
+    assert progress.said == []
