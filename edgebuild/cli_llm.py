@@ -14,7 +14,7 @@ from edgebuild.cli_options import BREACHED, AsJson, Context, Dist, plain, print_
 from edgebuild.vocabulary.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
-    from edgebuild.llm.golden import Replay
+    from edgebuild.bundles.verify import Replay
     from edgebuild.vocabulary.target import Target
 
 PROMPT = 128

@@ -10,11 +10,20 @@ from pathlib import Path
 from edgebuild.bundles._loader import run_loader
 from edgebuild.bundles.manifest import FILE, Bundle
 from edgebuild.bundles.pack import file_digest
-from edgebuild.vocabulary.contracts import Device
+from edgebuild.vocabulary.contracts import Completed, Device
 from edgebuild.vocabulary.errors import DeviceError, InvalidBundle
 from edgebuild.vocabulary.units import Seconds
 
 DEADLINE = Seconds(600.0)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How near the golden answers were, and which runtime gave them."""
+
+    relative_error: float
+    limit: float
+    runtime: str
 
 
 @dataclass(frozen=True)
@@ -36,18 +45,29 @@ def verify(bundle: Bundle, device: Device) -> Verification:
     """
     refuse_changed_files(bundle.path, bundle.manifest.files, _files(bundle.path))
     done = run_loader(bundle, device, "check", deadline=DEADLINE)
+    found = replayed(done, bundle.path, device, "outputs")
+    return Verification(
+        len(bundle.manifest.files), found.relative_error, found.limit, found.runtime
+    )
+
+
+def replayed(done: Completed, folder: Path, device: Device, golden: str, scale: str = "") -> Replay:
+    """What a loader's `check` has printed; `golden` is what it compared, `scale` its error's unit.
+
+    Raises:
+        InvalidBundle: it found something else.
+        DeviceError: the runtime is missing or cannot load the model.
+    """
     # Python itself ends with 1 where run.py fails in a way that it did not foresee.
     if done.returncode not in (0, 1) or not done.stdout.strip():
-        raise DeviceError(f"{bundle.path}: the check failed on {device.name}: {done.reason}")
+        raise DeviceError(f"{folder}: the check failed on {device.name}: {done.reason}")
     found = json.loads(done.stdout)
     if not found["ok"]:
         raise InvalidBundle(
-            f"{bundle.path}: the golden outputs differ by {found['relative_error']:.2g} on "
+            f"{folder}: the golden {golden} differ by {found['relative_error']:.2g}{scale} on "
             f"{device.name} ({found['runtime']}), where {found['limit']:g} is allowed"
         )
-    return Verification(
-        len(bundle.manifest.files), found["relative_error"], found["limit"], found["runtime"]
-    )
+    return Replay(found["relative_error"], found["limit"], found["runtime"])
 
 
 def refuse_changed_files(folder: Path, known: Mapping[str, str], present: Iterable[str]) -> None:

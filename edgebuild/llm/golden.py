@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgebuild import generate
+from edgebuild.bundles.verify import Replay, replayed
 from edgebuild.generate import COMMON, GOLDEN, GRAPH, LITE, Decoder, LiteDecoder
 from edgebuild.vocabulary.contracts import Device
-from edgebuild.vocabulary.errors import DeviceError, InvalidBundle
 from edgebuild.vocabulary.units import Seconds
 
 # Tokens that are read first, and of the answer to them.
@@ -24,15 +23,6 @@ KEPT = 8
 # a runtime that computes something else is off by the whole spread.
 LIMIT = 0.1
 DEADLINE = Seconds(3600.0)
-
-
-@dataclass(frozen=True)
-class Replay:
-    """How near the golden logits were, as a share of their spread."""
-
-    relative_error: float
-    limit: float
-    runtime: str
 
 
 def record(folder: Path, prompt: Sequence[int] | None = None) -> None:
@@ -73,12 +63,4 @@ def replay(folder: Path, device: Device) -> Replay | None:
     loader = device.push(Path(generate.__file__))
     there = device.push(folder.absolute())
     done = device.run(["python", loader, "--folder", there, "check"], DEADLINE)
-    if done.returncode not in (0, 1) or not done.stdout.strip():
-        raise DeviceError(f"{folder}: the check failed on {device.name}: {done.reason}")
-    found = json.loads(done.stdout)
-    if not found["ok"]:
-        raise InvalidBundle(
-            f"{folder}: the golden logits differ by {found['relative_error']:.2g} of their spread "
-            f"on {device.name} ({found['runtime']}), where {found['limit']:g} is allowed"
-        )
-    return Replay(found["relative_error"], found["limit"], found["runtime"])
+    return replayed(done, folder, device, "logits", " of their spread")

@@ -51,7 +51,7 @@ class Effort:
 
     seconds: float
     count: int
-    warm_up: float = 0.3
+    warm_up: float = runner.WARM_UP[1]
 
 
 # 64 inferences claim a p90, 662 a p99 (MLPerf Inference, early stopping at 99 %).
@@ -237,7 +237,8 @@ def outputs_of(
         with tempfile.TemporaryDirectory() as scratch:
             spec = _specified(artifact, 1, device, Path(scratch))
             remote = f"{device.push(spec.parent)}/outputs"
-            _run(device, [*_loader(spec, device), "outputs", device.push(samples.folder), remote])
+            words = _loader(spec, device, "outputs", device.push(samples.folder), remote)
+            _run(device, "outputs", words)
             device.pull(remote, folder)
 
     key = digest(artifact.path.parent.name, samples.digest, device.name, device.identity)
@@ -272,7 +273,7 @@ def clock(
     """One measurement, taken anew."""
     with tempfile.TemporaryDirectory() as scratch:
         words = clocking(artifact, samples, threads, device, effort, Path(scratch))
-        return clocked(_run(device, words))
+        return clocked(_run(device, "bench", words))
 
 
 def clocking(
@@ -285,16 +286,9 @@ def clocking(
 ) -> list[str]:
     """The script, and its arguments, that measures an artifact on a device."""
     spec = _specified(artifact, threads, device, scratch)
-    asked = ["--seconds", str(effort.seconds), "--count", str(effort.count)]
-    asked += ["--warm-up", str(effort.warm_up)]
-    return [
-        *_loader(spec, device),
-        "bench",
-        "--raw",
-        "--inputs",
-        device.push(samples.folder),
-        *asked,
-    ]
+    asked = ["--raw", "--inputs", device.push(samples.folder), "--seconds", str(effort.seconds)]
+    asked += ["--count", str(effort.count), "--warm-up", str(effort.warm_up)]
+    return _loader(spec, device, "bench", *asked)
 
 
 def clocked(said: str) -> Measurement:
@@ -317,12 +311,13 @@ def _specified(artifact: Artifact, threads: int, device: Device, folder: Path) -
     return path
 
 
-def _loader(spec: Path, device: Device) -> list[str]:
-    return [device.push(Path(runner.__file__)), "--manifest", device.push(spec)]
+def _loader(spec: Path, device: Device, command: str, *options: str) -> list[str]:
+    script = device.push(Path(runner.__file__))
+    return [script, "--manifest", device.push(spec), command, *options]
 
 
-def _run(device: Device, words: Sequence[str]) -> str:
+def _run(device: Device, command: str, words: Sequence[str]) -> str:
     done = device.run(["python", *words], DEADLINE)
     if done.returncode != 0:
-        raise DeviceError(f"{words[3]} on {device.name} failed: {done.reason}")
+        raise DeviceError(f"{command} on {device.name} failed: {done.reason}")
     return done.stdout
