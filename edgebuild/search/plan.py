@@ -79,12 +79,13 @@ class Menu:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a plan must keep: seconds, bytes of weights, and bytes of weights with the activations
-    of any one layer; infinite where nothing is wished."""
+    """What a plan must keep: seconds, bytes of weights, bytes of weights with the activations of
+    any one layer, and nats that may be lost; infinite where nothing is wished."""
 
     latency: float = math.inf
     storage: float = math.inf
     memory: float = math.inf
+    loss: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,14 @@ def whole(menu: Menu) -> Plan:
     return found
 
 
-def fastest(menu: Menu) -> Plan:
-    """The least latency that any choices reach, whatever they lose."""
+def fastest(menu: Menu, loss: float = math.inf) -> Plan:
+    """The least latency that any choices reach, of those that lose so many nats at most.
+
+    Where all lose more: the least latency of any.
+    """
     program = _Program(menu, _evenly)
-    found = program.solve(_of_one(program.seconds) + TIE * _of_one(program.loss), Limits())
+    objective = _of_one(program.seconds) + TIE * _of_one(program.loss)
+    found = program.solve(objective, Limits(loss=loss)) or program.solve(objective, Limits())
     assert found is not None, "without limits there is a solution"
     return found
 
@@ -248,7 +253,11 @@ class _Program:
 
     def _shares(self, limits: Limits) -> Iterator[dict[int, float]]:
         """What each column takes of each limit; the solver's tolerances want numbers near one."""
-        costs = [(self.seconds, limits.latency - self._menu.fixed), (self._bytes, limits.storage)]
+        costs = [
+            (self.seconds, limits.latency - self._menu.fixed),
+            (self._bytes, limits.storage),
+            (self.loss, limits.loss),
+        ]
         for cost, limit in costs:
             if limit < math.inf:
                 yield dict(enumerate(cost / _positive(limit, cost)))

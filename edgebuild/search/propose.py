@@ -22,6 +22,7 @@ from edgebuild.search.plan import (
     settle,
     whole,
 )
+from edgebuild.search.reach import WITHIN_REACH, bearable
 from edgebuild.search.training import Training
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part
 from edgebuild.vocabulary.precision import Precision
@@ -54,10 +55,8 @@ WORTH_ROUNDING, BY_ROUNDING = 0.003, 0.25
 # A network that is so near to the whole one (KL of the outputs, in nats) is not trained further. A
 # score that has lost nothing is not enough: on other samples it may have.
 NEGLIGIBLE = 0.005
-# How many shapes of the frontier are taken further in one round, and how much score may be lost
-# for training to be worth its time.
+# How many shapes of the frontier are taken further in one round.
 PROMISING = 3
-WITHIN_REACH = 0.1
 
 Shape = tuple[tuple[Part, Choice], ...]
 
@@ -84,6 +83,16 @@ class Attempt:
 
     proposal: Proposal
     trial: Trial
+
+    @property
+    def drop(self) -> float:
+        """The score that it lost on validation data."""
+        return self.trial.figures["accuracy_drop"].value
+
+    @property
+    def divergence(self) -> float:
+        """How far it answers from the whole network, in nats."""
+        return self.trial.figures["divergence"].value
 
 
 def _wholly(attempt: Attempt) -> float:
@@ -114,7 +123,7 @@ def first_shapes(
     Where the opening lost much there is one slower plan, and the student is a larger one.
     """
     opened = [one for one in attempts if one.proposal.reshaped and not one.trial.failure]
-    lost = min(map(_drop, opened), default=LITTLE)
+    lost = min((one.drop for one in opened), default=LITTLE)
     places = BEYOND if lost < LITTLE else AROUND if lost <= MUCH else BEFORE
     yield from _between(attempts, menus, places, limits, training, beliefs)
     # Students come with the largest first.
@@ -132,10 +141,10 @@ def _between(
     beliefs: Beliefs,
 ) -> Iterator[Proposal]:
     menu = next(iter(menus.values()))
-    low, high = fastest(menu).latency, whole(menu).latency
+    low, high = _fastest(menu, attempts, training, limits), whole(menu).latency
     unchanged = [one for one in attempts if not one.proposal.reshaped and not one.trial.failure]
     # What is slower than a precision that loses little has nothing to offer.
-    high = min([high, *(speed(one.trial) for one in unchanged if _drop(one) < LITTLE)])
+    high = min([high, *(speed(one.trial) for one in unchanged if one.drop < LITTLE)])
     low = max(low, Seconds(high / DEEPEST))
     for place in places:
         between = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
@@ -158,7 +167,7 @@ def next_shapes(
     `by_rounding` tells which share of an attempt's divergence quantization is believed to cause.
     """
     best = _on_frontier(attempts)
-    promising = [one for one in _promising(attempts) if _drop(one) <= WITHIN_REACH]
+    promising = [one for one in _promising(attempts) if one.drop <= WITHIN_REACH]
     # First what keeps the budget, then what comes next to it; of equals the fastest.
     for attempt in sorted(promising, key=lambda one: one.trial.verdict.overrun)[:PROMISING]:
         yield from _longer(attempt, training)
@@ -166,13 +175,26 @@ def next_shapes(
             yield from _finer(attempt, attempts, training)
         yield from _sparser(attempt, zeros)
     menu = next(iter(menus.values()))
-    least = fastest(menu).latency
+    least = _fastest(menu, attempts, training, limits)
     wishes = list(_wished(best))
     for wished in wishes:
         latency = max(wished, least)
         yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
     if training.is_possible:
         yield from _another_student(menus, students, attempts, wishes, training, limits)
+
+
+def _fastest(
+    menu: Menu, attempts: Sequence[Attempt], training: Training, limits: Limits
+) -> Seconds:
+    """The latency that no plan needs to go below."""
+    least = fastest(menu).latency
+    if training.is_possible:
+        return least
+    # Nothing will be taken from what a plan loses, so most of what is fast is lost from the start.
+    seen = [(one.divergence, one.drop) for one in attempts if not one.trial.failure]
+    wanted = Seconds(max(least, limits.latency))
+    return min(fastest(menu, bearable(seen)).latency, wanted)
 
 
 def _planned(
@@ -249,7 +271,7 @@ def recovered(offers: Sequence[Offer], training: Training, work: float) -> Shape
 def _longer(attempt: Attempt, training: Training) -> Iterator[Proposal]:
     """The same network after more steps, where it answers otherwise than the whole one."""
     steps, most = steps_of(attempt.proposal), training.most_steps(attempt.proposal.work)
-    if steps and steps < most and (_drop(attempt) > 0 or _divergence(attempt) > NEGLIGIBLE):
+    if steps and steps < most and (attempt.drop > 0 or attempt.divergence > NEGLIGIBLE):
         choice = training.choice(min(steps * LONGER, most))
         yield named(replace(attempt.proposal, reshaped=_with(attempt.proposal.reshaped, choice)))
 
@@ -357,17 +379,9 @@ def _cut(proposal: Proposal) -> Shape:
     return _without(proposal.reshaped, "distill", "round")
 
 
-def _drop(attempt: Attempt) -> float:
-    return attempt.trial.figures["accuracy_drop"].value
-
-
-def _divergence(attempt: Attempt) -> float:
-    return attempt.trial.figures["divergence"].value
-
-
 def _wished(best: Sequence[Attempt]) -> Iterator[float]:
     """Latencies in seconds: beyond the fast end of the frontier, and in its widest gaps."""
-    if best and _drop(best[0]) < WITHIN_REACH / 2:
+    if best and best[0].drop < WITHIN_REACH / 2:
         yield speed(best[0].trial) / BOLDER
     for slow, fast in _gaps(best):
         yield math.sqrt(speed(slow.trial) * speed(fast.trial))
