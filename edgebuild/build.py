@@ -34,7 +34,7 @@ def build(
     *,
     out: str | Path,
     formats: Sequence[str] = (),
-    precisions: Sequence[Precision] = tuple(Precision),
+    precisions: Sequence[Precision] = (),
     methods: Sequence[str] = (),
     prefer: Preference = Preference.SCORE,
     minutes: float | None = None,
@@ -52,7 +52,8 @@ def build(
         out: the folder to write; an older bundle there is replaced, but kept beside it where that
             kept its budget and the new one does not.
         formats: the formats to try, by their exporters' names; all unless given.
-        precisions: the precisions to try.
+        precisions: the precisions to try; all unless given, but those without a kernel only where
+            storage or download is limited.
         methods: the methods that may change the network, by name; all unless given.
         prefer: what is chosen among those that breach no budget line.
         minutes: how long the build may look for better ones, from its start on; one precision for
@@ -87,6 +88,7 @@ def build(
     from edgebuild.search.make import runtime_facts
     from edgebuild.search.prove import prove
     from edgebuild.search.record import record
+    from edgebuild.search.uniform import worth_trying
     from edgebuild.vocabulary.silence import Silence
 
     out, progress, begun = Path(out), progress or Silence(), time.monotonic()
@@ -110,7 +112,8 @@ def build(
             with progress.step("Scoring the network"):
                 # First of all: a score that fails must not fail after minutes of work.
                 _ = case.float_score
-            wishes = Wishes(tuple(formats), tuple(precisions), methods, seconds, seed)
+            wanted = tuple(precisions) or worth_trying(budget)
+            wishes = Wishes(tuple(formats), wanted, methods, seconds, seed)
             found = search(case, wishes, place, progress, begun)
             best = choose(found.trials, prefer)
             if best is None:

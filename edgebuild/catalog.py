@@ -53,7 +53,8 @@ def methods() -> list[Method]:
 
 
 def precisions() -> Precisions:
-    return _create("methods", QUANTIZE)  # type: ignore[no-any-return]
+    """Storage without a kernel included: whether it is wanted, the search decides."""
+    return _create("methods", QUANTIZE, True)  # type: ignore[no-any-return]
 
 
 def names(folder: str) -> list[str]:

@@ -219,7 +219,7 @@ def build(
             budget,
             out=out or Path("dist") / f"{_stem(workload)}-{profile.name}",
             formats=formats or (),
-            precisions=precisions or tuple(Precision),
+            precisions=precisions or (),
             methods=methods or (),
             prefer=prefer,
             minutes=minutes,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from edgebuild import catalog
 from edgebuild.search.case import Case
 from edgebuild.search.make import export
-from edgebuild.search.uniform import exporters_of, refusal, uniform_recipes
+from edgebuild.search.uniform import exporters_of, refusal, uniform_recipes, worth_trying
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import InputError, NotExportable
 from edgebuild.vocabulary.precision import Precision
@@ -30,11 +30,13 @@ def refuse_hopeless(
     recipes = uniform_recipes(case, {}, formats, precisions)
     if not recipes:
         raise InputError(_no_precision(case, formats, precisions))
-    # Of all that there are, nobody has asked for each.
-    for precision in precisions if set(precisions) != set(Precision) else ():
+    was_asked = set(precisions) != set(worth_trying(case.budget))
+    for precision in precisions if was_asked else ():
         if not uniform_recipes(case, {}, formats, [precision]):
             reasons = "; ".join(_reasons(case, formats, [precision]))
             progress.say(f"{precision} is left out, no layer can have it: {reasons}")
+        elif precision.is_storage_only:
+            progress.say(f"{precision} has no kernel anywhere: it saves storage, and nothing else")
     failed: dict[str, str] = {}
     with progress.step("Trying an export") as step:
         for recipe in sorted(recipes, key=lambda recipe: not recipe.is_float):
@@ -60,7 +62,8 @@ def refuse_hopeless(
 def _no_precision(case: Case, formats: Sequence[str], precisions: Sequence[Precision]) -> str:
     asked = " or ".join(precisions)
     reasons = "; ".join(_reasons(case, formats, precisions))
-    here = [one for one in Precision if uniform_recipes(case, {}, formats, [one])]
+    usual = worth_trying(case.budget)
+    here = [one for one in usual if uniform_recipes(case, {}, formats, [one])]
     elsewhere = [
         f"--format {name}"
         for name in _formats(case)

@@ -14,12 +14,18 @@ from edgebuild.vocabulary.offer import Choice
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Site
 from edgebuild.vocabulary.recipe import Recipe
-from edgebuild.vocabulary.target import RuntimeFacts, Target
+from edgebuild.vocabulary.target import Budget, RuntimeFacts, Target
 
 # Which share of the layers a mixed recipe keeps in float.
 SPARED_SHARES = (0.02, 0.06, 0.12)
 MIXABLE = (Precision.INT8_STATIC, Precision.INT8_DYNAMIC)
 SPARED = "kept in float: among the {count} most sensitive layers"
+
+
+def worth_trying(budget: Budget) -> tuple[Precision, ...]:
+    """The precisions to try where none were asked for: mere storage only where that is limited."""
+    is_tight = budget.storage is not None or budget.download is not None
+    return tuple(one for one in Precision if is_tight or not one.is_storage_only)
 
 
 def uniform_recipes(

@@ -15,6 +15,7 @@ from edgebuild.search import loop
 from edgebuild.search.case import Case
 from edgebuild.search.hopeless import refuse_hopeless
 from edgebuild.search.loop import Wishes, try_uniform
+from edgebuild.search.uniform import worth_trying
 from edgebuild.vocabulary.errors import InputError, NotExportable
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.silence import Silence
@@ -105,5 +106,13 @@ def test_one_of_several_precisions_that_no_layer_can_have_is_told(tmp_path: Path
 
 def test_of_what_nobody_asked_for_nothing_is_told(tmp_path: Path) -> None:
     case, progress = small(tmp_path), Listening()
-    refuse_hopeless(case, ("tflite",), tuple(Precision), progress)
+    refuse_hopeless(case, ("tflite",), worth_trying(case.budget), progress)
     assert progress.said == []
+
+
+def test_what_only_saves_storage_is_told_where_it_was_asked_for(tmp_path: Path) -> None:
+    case, progress = small(tmp_path), Listening()
+    refuse_hopeless(case, FORMATS, (Precision.FP32, Precision.FP8_WEIGHTS), progress)
+    assert progress.said == [
+        "fp8-weights has no kernel anywhere: it saves storage, and nothing else"
+    ]

@@ -106,6 +106,22 @@ def test_the_fastest_is_as_fast_as_can_be(offers: list[Weighed]) -> None:
     )
 
 
+@given(offers=OFFERS, loss=st.floats(0.0, 0.5))
+def test_the_fastest_of_those_that_lose_little_is_as_fast_as_can_be(
+    offers: list[Weighed], loss: float
+) -> None:
+    given_menu = menu(*offers)
+    kept = [latency for lost, latency, _ in everything(given_menu) if lost <= loss]
+    assert fastest(given_menu, loss).latency == pytest.approx(min(kept), rel=2 * GAP)
+
+
+def test_where_all_lose_too_much_the_fastest_is_the_fastest_of_all() -> None:
+    rounded = menu(quantized=0.02)
+    losses = {path: {Precision.INT8_DYNAMIC: 0.02} for path in rounded.layers}
+    rounded = replace(rounded, precisions=losses)
+    assert fastest(rounded, 0.01) == fastest(rounded)
+
+
 @given(offers=OFFERS, share=st.floats(0.2, 1.0))
 def test_a_limit_on_storage_is_kept(offers: list[Weighed], share: float) -> None:
     given_menu = menu(*offers)

@@ -128,6 +128,37 @@ def test_where_nothing_can_be_trained_nothing_is_proposed_that_needs_it(
         assert not {choice.method for _, choice in proposal.reshaped} & {"distill", "student"}
 
 
+def test_where_nothing_can_be_trained_no_plan_loses_what_is_out_of_reach(
+    menus: dict[str, Menu],
+) -> None:
+    """A divergence of 0.1 has lost a fifth of the score, so that of the widths few are left."""
+    seen = [
+        Attempt(Proposal("rounded", "onnx"), tried(score, 1e-4, divergence=divergence))
+        for divergence, score in ((0.01, 0.95), (0.1, 0.8))
+    ]
+    lost = {
+        training.is_possible: max(
+            sum(appraise(menu, offers_of(menu, one.reshaped), one.precisions).losses.values())
+            for one in first_shapes(seen, menus, [], Limits(), training, Beliefs())
+        )
+        for training in (Training(), TRAINING)
+        for menu in [menus["onnx"]]
+    }
+    assert lost[False] < 0.1 < lost[True]
+
+
+def test_a_latency_that_is_wished_is_tried_whatever_is_lost(menus: dict[str, Menu]) -> None:
+    seen = Attempt(Proposal("rounded", "onnx"), tried(0.8, 1e-4, divergence=1e-3))
+    wish = Limits(latency=1.2 * fastest(menus["onnx"]).latency)
+    latencies = {
+        limits: min(
+            one.latency for one in first_shapes([seen], menus, [], limits, Training(), Beliefs())
+        )
+        for limits in (Limits(), wish)
+    }
+    assert latencies[wish] <= wish.latency < latencies[Limits()]
+
+
 def test_a_student_is_proposed(menus: dict[str, Menu]) -> None:
     assert any((STUDENT.part, STUDENT.choice) in one.reshaped for one in first(menus))
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from edgebuild import catalog
 from edgebuild.inputs.target_file import load_target, target_names
-from edgebuild.search.uniform import refusal, uniform, uniform_recipes
+from edgebuild.search.uniform import refusal, uniform, uniform_recipes, worth_trying
 from edgebuild.vocabulary.errors import InputError
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.program import Site
 from edgebuild.vocabulary.recipe import Recipe
-from edgebuild.vocabulary.target import RuntimeFacts, Target
+from edgebuild.vocabulary.target import Budget, RuntimeFacts, Target
 
 FORMATS = catalog.names("exporters")
 EVERYTHING = tuple(Precision)
@@ -108,6 +108,20 @@ def test_dynamic_layers_never_reach_the_old_runtime_that_computes_them_wrong() -
     for recipe in planned(ONE_OF_EACH, load_target("robot-raspberry-pi-4")):
         if recipe.format == "tflite":
             assert Precision.INT8_DYNAMIC not in recipe.precisions.values()
+
+
+@pytest.mark.parametrize("wish", [{"storage": "1 MB"}, {"download": "1 MB"}], ids=str)
+def test_mere_storage_is_tried_where_it_is_limited_alone(wish: dict[str, str]) -> None:
+    stored = {precision for precision in Precision if precision.is_storage_only}
+    assert stored.isdisjoint(worth_trying(Budget.parse(latency_p99="1 ms", memory="1 MB")))
+    assert stored.issubset(worth_trying(Budget.parse(**wish)))
+
+
+@pytest.mark.parametrize("precision", [Precision.FP8_WEIGHTS, Precision.BINARY_WEIGHTS])
+def test_who_asks_for_mere_storage_gets_it_where_the_format_can(precision: Precision) -> None:
+    (recipe,) = planned(layers(3), load_target("host"), precisions=[precision])
+    assert recipe.format == "onnx"
+    assert set(recipe.precisions.values()) == {precision}
 
 
 # ---- which recipes
