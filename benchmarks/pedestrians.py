@@ -51,12 +51,12 @@ CALIBRATION = (
     Photograph("scikit-image", "skimage/data/rocket.jpg", 16),
 )
 VALIDATION = (
-    Photograph("ultralytics", "ultralytics/assets/zidane.jpg", 176),
-    Photograph("scikit-image", "skimage/data/camera.png", 80),
+    Photograph("ultralytics", "ultralytics/assets/zidane.jpg", 64),
+    Photograph("scikit-image", "skimage/data/camera.png", 32),
 )
 TEST = (
-    Photograph("ultralytics", "ultralytics/assets/bus.jpg", 176),
-    Photograph("scikit-image", "skimage/data/astronaut.png", 80),
+    Photograph("ultralytics", "ultralytics/assets/bus.jpg", 64),
+    Photograph("scikit-image", "skimage/data/astronaut.png", 32),
 )
 SPLITS = {"calibration": CALIBRATION, "validation": VALIDATION, "test": TEST}
 # A view is at least this share of the photograph's height, and of its width.

@@ -43,6 +43,10 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
         "halves the latency, on average over ten points of score."
     )
     yield ""
+    for (machine,), group in _groups(rows, "machine"):
+        workloads = dict.fromkeys(row["workload"] for row in group)
+        yield f"- {', '.join(workloads)}: measured on {machine}"
+    yield ""
     yield HEADER
     yield "|-|-|-|-|-|-|-|-|-|-|"
     for (workload, system, runtime), group in _groups(rows, "workload", "system", "runtime"):

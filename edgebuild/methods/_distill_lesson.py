@@ -24,6 +24,7 @@ from edgebuild.methods._distill_loss import (
     leaves,
     read_output,
     shared_features,
+    spread,
     watching,
 )
 from edgebuild.methods._distill_plan import Plan, Settings
@@ -34,6 +35,8 @@ BYTES_OF_ANSWERS = 1e9
 # How many rows show what the outputs and features are, and how many are computed at once.
 SHOWN = 64
 ROWS_AT_ONCE = 64
+# How many rows show what networks compute, and what they have in common.
+FEW = 2
 # The intermediate layers that are compared.
 MOST_FEATURES = 6
 # Features must be asked of the teacher at every step. A student that computes less than this share
@@ -140,12 +143,14 @@ def open_lesson(
     for network in (teacher, student):
         lay_out(network, layout)
     shown = laid_out(shown, layout)
-    with torch.no_grad():
+    few = tuple(tensor[:FEW] for tensor in shown)
+    work = _work(student, few), _work(teacher, few)
+    compares = settings.feature_weight > 0 and 0 < FEATURES_FROM * work[1] <= work[0]
+    names = shared_features(teacher, student, few, MOST_FEATURES) if compares else []
+    with torch.no_grad(), watching(teacher, names) as seen:
         answers = tuple(leaves(teacher(*shown)))
     outputs = tuple(read_output(answer, rows.has_class_ids) for answer in answers)
-    work = _work(student, shown), _work(teacher, shown)
-    compares = settings.feature_weight > 0 and 0 < FEATURES_FROM * work[1] <= work[0]
-    features = shared_features(teacher, student, shown, MOST_FEATURES) if compares else {}
+    features = {name: spread(seen[name]) for name in names}
     size, varied_rows = _batch(rows, work, plan, settings)
     is_labeled = settings.label_weight > 0 and rows.has_class_ids and varied_rows < size
     labeled = _labeled(rows, answers, outputs, settings) if is_labeled else None
@@ -239,7 +244,7 @@ def common_layout(networks: Sequence[nn.Module], inputs: Tensors) -> torch.memor
     try:
         for network in networks:
             trial = lay_out(copy.deepcopy(network), torch.channels_last)
-            some = tuple(tensor[:2] for tensor in laid_out(inputs, torch.channels_last))
+            some = tuple(tensor[:FEW] for tensor in laid_out(inputs, torch.channels_last))
             with torch.no_grad():
                 trial(*some)
     except RuntimeError:

@@ -114,11 +114,11 @@ def _keep(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Any],
 
 def shared_features(
     teacher: nn.Module, student: nn.Module, inputs: tuple[Tensor, ...], most: int
-) -> dict[str, float]:
-    """The modules whose outputs have the same shape in both networks, with their variances.
+) -> list[str]:
+    """The modules whose outputs have the same shape in both networks.
 
     At most so many, evenly spread in the order of the calls; outputs of the whole network are
-    compared anyway.
+    compared anyway. All outputs are held at once, so that few inputs are better than many.
     """
     names = [
         {name for name, module in network.named_modules() if name and has_weights(module)}
@@ -135,7 +135,7 @@ def shared_features(
         if name in got and feature.shape == got[name].shape and feature.data_ptr() not in final
     ]
     taken = [same[number * len(same) // most] for number in range(most)] if same else []
-    return {name: spread(wanted[name]) for name in dict.fromkeys(taken)}
+    return list(dict.fromkeys(taken))
 
 
 def has_weights(module: nn.Module) -> bool:

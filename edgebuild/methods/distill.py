@@ -48,6 +48,8 @@ PRECISIONS = {
 }
 # Rows of the validation split that tell how long a look at all of them takes.
 LOOKED_AT = 64
+# A step that takes longer, in seconds, is timed once: what memory takes is little beside it.
+LONG_STEP = 2.0
 KINDS = (LayerKind.CONVOLUTION, LayerKind.DEPTHWISE, LayerKind.TRANSPOSED, LayerKind.LINEAR)
 
 
@@ -161,8 +163,9 @@ def seconds_per_step(
 ) -> Seconds:
     """How long one step of a choice takes here, its part of the looks at validation included.
 
-    Two steps are timed, and a look at some rows of the validation split. The teacher is asked in
-    each step, so that it is an upper bound where `apply` asks it about all samples beforehand.
+    Two steps are timed, or a single long one, and a look at some rows of the validation split. The
+    teacher is asked in each step, so that it is an upper bound where `apply` asks it about all
+    samples beforehand.
 
     Raises:
         MethodFailed: as `Distill.apply`.
@@ -175,15 +178,16 @@ def seconds_per_step(
     ):
         if plan.grid is not None:
             training.begin()
-        # The first step allocates memory.
-        training.learn()
+        step = seconds_of(training.learn)
+        if step < LONG_STEP:
+            # The first step allocates memory.
+            step = (seconds_of(training.learn) + seconds_of(training.learn)) / 2
         judge = training.judge
         some = judge.numbers[:LOOKED_AT]
         few = seconds_of(
             lambda: answers_of(training.student, judge.rows, some, judge.lesson.layout)
         )
         look = few * len(judge.numbers) / len(some)
-        step = (seconds_of(training.learn) + seconds_of(training.learn)) / 2
         looks = 1 + plan.steps / training.steps_between_looks
     return Seconds(step + look * looks / plan.steps)
 

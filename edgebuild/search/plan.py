@@ -27,12 +27,17 @@ from edgebuild.vocabulary.units import Bytes, Seconds
 GAP = 0.05
 # Seconds for a plan; where none is found in these, it may take longer once.
 TIME_LIMIT, PATIENCE = 6.0, 20.0
+# From so many columns on the least loss is searched for, between next to none and what the fastest
+# loses: so many halvings of its logarithm leave an eighth.
+LARGE, LEAST_LOSS, HALVINGS = 8000, 1e-6, 7
 # scipy's word for it.
 OUT_OF_TIME = 1
 # A layer's cost is exact in this many widths; what further ones save is added up.
 EXACT_WIDTHS = 2
 # What an offer without a loss of its own, such as a whole student, is taken to lose, in nats.
 UNKNOWN_LOSS = 1.0
+# What a limit may be exceeded by for want of digits, as a share.
+TOLERANCE = 1e-6
 # How little the second objective counts: it only decides between equals of the first.
 TIE = 1e-4
 # The precisions whose layers pass integers to each other.
@@ -111,14 +116,16 @@ def plan(menu: Menu, limits: Limits, weight: Weight = _evenly) -> Plan | None:
     have shown of it.
     """
     program = _Program(menu, weight)
-    return program.solve(_of_one(program.loss) + TIE * _of_one(program.seconds), limits)
+    found = program.least_loss(limits)
+    return None if found is None else program.read(found)
 
 
 def nearest(menu: Menu, limits: Limits) -> Plan:
     """What exceeds the limits least, where nothing keeps them."""
-    found = _Program(menu, _evenly).approach(limits)
+    program = _Program(menu, _evenly)
+    found = program.approach(limits)
     assert found is not None, "every limit may be exceeded"
-    return found
+    return program.read(found[0])
 
 
 def whole(menu: Menu) -> Plan:
@@ -135,9 +142,11 @@ def fastest(menu: Menu, loss: float = math.inf) -> Plan:
     """
     program = _Program(menu, _evenly)
     objective = _of_one(program.seconds) + TIE * _of_one(program.loss)
-    found = program.solve(objective, Limits(loss=loss)) or program.solve(objective, Limits())
-    assert found is not None, "without limits there is a solution"
-    return found
+    for limits in (Limits(loss=loss), Limits()):
+        found = program.solve(objective, limits)
+        if found is not None:
+            return program.read(found)
+    raise AssertionError("without limits there is a solution")
 
 
 def appraise(menu: Menu, offers: Sequence[Offer], precisions: Mapping[str, Precision]) -> Plan:
@@ -239,17 +248,48 @@ class _Program:
         table = np.array(self._columns, dtype=np.float64).reshape(-1, 4)
         self.loss, self.seconds, self._bytes, self._is_binary = table.T
 
-    def solve(self, objective: np.ndarray, limits: Limits) -> Plan | None:
-        """What has the least of an objective within the limits; None where nothing keeps them."""
+    def least_loss(self, limits: Limits) -> np.ndarray | None:
+        """What loses least within the limits; None where nothing keeps them.
+
+        Asked for the least loss within a limit on what many offers cost, the solver may find
+        nothing for minutes. What costs least of all that loses no more than so much it finds at
+        once: then that loss is searched for.
+        """
+        if len(self.loss) <= LARGE or limits == Limits():
+            objective = _of_one(self.loss) + TIE * _of_one(self.seconds)
+            found = self.solve(objective, limits)
+            if found is not None or len(self.loss) <= LARGE:
+                return found
+        fastest = self.approach(limits)
+        if fastest is None or fastest[1] > 1 + TOLERANCE:
+            return None
+        best, least = fastest[0], LEAST_LOSS
+        for _ in range(HALVINGS):
+            between = math.sqrt(least * max(float(self.loss @ best), least))
+            tried = self.approach(replace(limits, loss=between))
+            if tried is not None and tried[1] <= 1 + TOLERANCE:
+                best = tried[0]
+            else:
+                least = between
+        return best
+
+    def solve(self, objective: np.ndarray, limits: Limits) -> np.ndarray | None:
+        """What has the least of an objective within the limits; None where nothing is found."""
         kept = [(row, -math.inf, 1.0) for row in self._shares(limits)]
         return self._solved(objective, [*self._rows, *kept])
 
-    def approach(self, limits: Limits) -> Plan | None:
-        """What exceeds its worst limit by the least factor: one more column, above every share."""
+    def approach(self, limits: Limits) -> tuple[np.ndarray, float] | None:
+        """What exceeds its worst limit by the least factor, and that factor.
+
+        It is one more column, above every share. None where the loss cannot be kept.
+        """
         factor = len(self.loss)
-        below = [(row | {factor: -1.0}, -math.inf, 0.0) for row in self._shares(limits)]
+        costs, loss = replace(limits, loss=math.inf), Limits(loss=limits.loss)
+        below = [(row | {factor: -1.0}, -math.inf, 0.0) for row in self._shares(costs)]
+        kept = [(row, -math.inf, 1.0) for row in self._shares(loss)]
         objective = np.append(TIE * _of_one(self.loss), 1.0)
-        return self._solved(objective, [*self._rows, *below])
+        x = self._solved(objective, [*self._rows, *below, *kept])
+        return None if x is None else (x[:factor], float(x[factor]))
 
     def _shares(self, limits: Limits) -> Iterator[dict[int, float]]:
         """What each column takes of each limit; the solver's tolerances want numbers near one."""
@@ -268,7 +308,7 @@ class _Program:
                 held[list(row)] += np.array(list(row.values())) / limit
                 yield dict(enumerate(held))
 
-    def _solved(self, objective: np.ndarray, rows: Sequence[Row]) -> Plan | None:
+    def _solved(self, objective: np.ndarray, rows: Sequence[Row]) -> np.ndarray | None:
         entries = [(v, r, c) for r, (row, _, _) in enumerate(rows) for c, v in row.items()]
         values, at_rows, at_columns = zip(*entries, strict=True)
         matrix = csr_array((values, (at_rows, at_columns)), shape=(len(rows), len(objective)))
@@ -284,13 +324,13 @@ class _Program:
                 ),
                 options={"mip_rel_gap": GAP, "time_limit": limit},
             )
-            if found.x is not None:
-                return self._read(found.x[:columns])
-            if found.status != OUT_OF_TIME:
+            if found.x is not None or found.status != OUT_OF_TIME:
                 break
-        return None
+        x: np.ndarray | None = found.x
+        return x
 
-    def _read(self, x: np.ndarray) -> Plan:
+    def read(self, x: np.ndarray) -> Plan:
+        """What a solution picks, and what it comes to."""
         taken = []
         for options in self._options.values():
             _, weighed = max(options, key=lambda option: x[option[0]])

@@ -72,7 +72,7 @@ class ProbeNetwork:
 # Convolutions have no kernels of their own in the dynamic precisions, or slow ones.
 IMAGE = (Precision.FP32, Precision.INT8_STATIC)
 NETWORKS = (
-    *(ProbeNetwork(f"images-{n}", lambda draw: image_blocks(draw, 11), IMAGE) for n in range(6)),
+    *(ProbeNetwork(f"images-{n}", lambda draw: image_blocks(draw, 12), IMAGE) for n in range(6)),
     *(ProbeNetwork(f"tokens-{n}", lambda draw: token_blocks(draw, 10)) for n in range(3)),
     ProbeNetwork("few rows", lambda draw: row_blocks(draw, 3)),
     ProbeNetwork("rows", lambda draw: row_blocks(draw, 10)),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgebuild.search.probe_modules import (
+    Activated,
     Attention,
     Classified,
     Detecting,
@@ -29,6 +30,8 @@ SIDES = (7, 8, 10, 12, 14, 16, 19, 20, 24, 28, 32, 38, 40, 48, 56, 64, 75, 80, 9
 # What a block may compute and hold, so that a probe ends in minutes on a slow board.
 MOST_MACS = 60e6
 MOST_NUMBERS = 1.2e6
+# The channels of an input that is to cost nothing.
+SLIM = 8
 ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
     nn.ReLU,
     nn.ReLU6,
@@ -54,7 +57,7 @@ def image_blocks(draw: random.Random, count: int) -> list[Block]:
     """Blocks of convolutions, each kind in turn, in drawn shapes."""
     makers = (
         *(_inverted, _residual, _gated, _pooled, _joined, _classified, _gray, _stem),
-        *(_detecting, _shuffled, _padded),
+        *(_detecting, _shuffled, _padded, _activated),
     )
     return [_fitting(makers[number % len(makers)], draw) for number in range(count)]
 
@@ -247,6 +250,15 @@ def _padded(draw: random.Random) -> Block | None:
         return None
     layers = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(inputs, width, 3, 2), _act(draw))
     return Block(layers, _image(inputs, side))
+
+
+def _activated(draw: random.Random) -> Block | None:
+    """All that is rare, at sizes from a few numbers to many: networks have them at any."""
+    width, side = _width(draw, 8, 512), draw.choice(SIDES)
+    if not _is_fit(SLIM * width * side**2, 2 * width * side**2):
+        return None
+    acts = [make() for make in draw.sample(ACTIVATIONS, len(ACTIVATIONS))]
+    return Block(Activated(SLIM, width, acts), _image(SLIM, side))
 
 
 def _row(draw: random.Random) -> Block | None:

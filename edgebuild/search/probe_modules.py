@@ -199,6 +199,19 @@ class Shuffled(nn.Module):
         return out
 
 
+class Activated(nn.Module):
+    """Functions one after the other: a runtime fuses the first of them into the layer, at most."""
+
+    def __init__(self, inputs: int, width: int, acts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(inputs, width, 1)
+        self.acts = nn.Sequential(*acts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.acts(self.layer(x))
+        return out
+
+
 class Layers(nn.Module):
     """Linear layers with a function between them, over tokens or over one row."""
 
