@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgebuild.search.plan import Menu, Weighed
+from edgebuild.search.menu import Menu, Weighed
 from edgebuild.vocabulary.measurement import Evidence, Figure
 from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, PartKind, macs
 from edgebuild.vocabulary.precision import LayerKind, Precision

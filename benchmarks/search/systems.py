@@ -24,7 +24,7 @@ from edgebuild.search.judge import choose
 from edgebuild.search.loop import Rounds, Wishes, search, try_uniform
 from edgebuild.search.make import runtime_facts
 from edgebuild.search.measure import Effort, clock, outputs_of
-from edgebuild.search.plan import Menu
+from edgebuild.search.menu import Menu
 from edgebuild.search.propose import Proposal, named, recovered, work_of
 from edgebuild.search.training import Training
 from edgebuild.vocabulary.artifact import Artifact

@@ -10,7 +10,8 @@ from edgebuild.search.case import Case
 from edgebuild.search.frontier import halvings, speed
 from edgebuild.search.learn import FLOOR, Beliefs, Observation, expected
 from edgebuild.search.make import Made
-from edgebuild.search.plan import Menu, Plan, appraise, settle
+from edgebuild.search.menu import Menu, Plan, settle
+from edgebuild.search.plan import appraise
 from edgebuild.search.propose import Attempt, Proposal, steps_of
 from edgebuild.search.survey import Survey
 from edgebuild.vocabulary.offer import Offer

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from edgebuild.catalog import QUANTIZE
-from edgebuild.search.plan import Menu
+from edgebuild.search.menu import Menu
 from edgebuild.vocabulary.offer import LayerShape
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.units import Seconds

@@ -23,8 +23,9 @@ from edgebuild.search.judge import choose
 from edgebuild.search.learn import believed, learn
 from edgebuild.search.make import make
 from edgebuild.search.measure import measure
+from edgebuild.search.menu import Limits, Menu, settle
 from edgebuild.search.menus import menus
-from edgebuild.search.plan import Limits, Menu, appraise, settle, whole
+from edgebuild.search.plan import appraise, whole
 from edgebuild.search.propose import (
     Attempt,
     Proposal,

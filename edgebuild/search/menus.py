@@ -18,7 +18,7 @@ from edgebuild.search.costs import (
 )
 from edgebuild.search.estimate import predict_call, predict_glue, predict_layer, retimed
 from edgebuild.search.make import Made
-from edgebuild.search.plan import NO_TIME, Menu
+from edgebuild.search.menu import NO_TIME, Menu
 from edgebuild.search.survey import Survey
 from edgebuild.search.uniform import exporters_of, next_best, refusal
 from edgebuild.vocabulary.artifact import Arithmetic, Census

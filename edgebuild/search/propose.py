@@ -9,19 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from edgebuild.search.frontier import frontier, speed
+from edgebuild.search.integer_program import GAP
 from edgebuild.search.learn import Beliefs
-from edgebuild.search.plan import (
-    GAP,
-    Limits,
-    Menu,
-    Plan,
-    fastest,
-    nearest,
-    offers_of,
-    plan,
-    settle,
-    whole,
-)
+from edgebuild.search.menu import Limits, Menu, Plan, offers_of, settle
+from edgebuild.search.plan import fastest, nearest, plan, whole
 from edgebuild.search.reach import WITHIN_REACH, bearable
 from edgebuild.search.training import Training
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part

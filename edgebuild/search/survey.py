@@ -19,7 +19,7 @@ from edgebuild import catalog
 from edgebuild.cache import digest
 from edgebuild.search.case import Case
 from edgebuild.search.layers import layer_shapes
-from edgebuild.search.plan import Weighed
+from edgebuild.search.menu import Weighed
 from edgebuild.search.reshape import changed_once
 from edgebuild.search.score import divergence
 from edgebuild.search.sensitivity import Losses, sensitivity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -12,19 +13,10 @@ from hypothesis import strategies as st
 from small_search import CHANNELS, factorized, linear, menu, narrowed, seconds, skipped
 
 from edgebuild.methods._factorize_forms import Separable
-from edgebuild.search.plan import (
-    GAP,
-    Limits,
-    Menu,
-    Plan,
-    Weighed,
-    appraise,
-    fastest,
-    nearest,
-    offers_of,
-    plan,
-    settle,
-)
+from edgebuild.search import integer_program
+from edgebuild.search.integer_program import GAP
+from edgebuild.search.menu import Limits, Menu, Plan, Weighed, offers_of, settle
+from edgebuild.search.plan import appraise, fastest, nearest, plan
 from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, PartKind, weights
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.units import Seconds
@@ -96,6 +88,31 @@ def test_no_combination_within_the_limit_loses_less(
     least = min(loss for loss, latency, _ in tried if latency <= limit)
     assert sum(found.losses.values()) <= least * (1 + GAP) + 1e-4
     assert found.latency <= limit * (1 + 1e-6)
+
+
+@given(offers=OFFERS, place=st.floats(0.02, 0.98), quantized=st.floats(0.001, 0.5))
+def test_of_many_offers_the_least_loss_is_nearly_found(
+    offers: list[Weighed], place: float, quantized: float
+) -> None:
+    given_menu = menu(*offers, quantized=quantized)
+    tried = list(everything(given_menu))
+    low, high = min(t for _, t, _ in tried), max(t for _, t, _ in tried)
+    limit = low * (1 + 2 * GAP) + place * (high - low)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(integer_program, "LARGE", 0)
+        found = plan(given_menu, Limits(latency=limit))
+    assert found is not None
+    assert found.latency <= limit * (1 + 1e-5)
+    # What costs least is found to a share as well, and so what keeps a limit that is as tight.
+    within = [loss for loss, latency, _ in tried if latency <= limit * (1 - 2 * GAP)]
+    assert sum(found.losses.values()) <= min(within, default=math.inf) * 1.2 + 1e-4
+
+
+def test_of_many_offers_none_is_picked_where_nothing_keeps_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(integer_program, "LARGE", 0)
+    assert plan(menu(), Limits(latency=1e-9)) is None
 
 
 @given(offers=OFFERS)

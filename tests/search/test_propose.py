@@ -11,7 +11,8 @@ from small_search import CHANNELS, linear, menu, narrowed, seconds, tried
 from edgebuild.search import propose
 from edgebuild.search.explain import explain
 from edgebuild.search.learn import Beliefs
-from edgebuild.search.plan import Limits, Menu, appraise, fastest, offers_of, plan, settle, whole
+from edgebuild.search.menu import Limits, Menu, offers_of, settle
+from edgebuild.search.plan import appraise, fastest, plan, whole
 from edgebuild.search.propose import (
     PROMISING,
     Attempt,
