@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -21,9 +22,9 @@ from edgebuild.vocabulary.units import Bytes, Seconds
 GAP = 0.05
 # Seconds for a plan; where none is found in these, it may take longer once.
 TIME_LIMIT, PATIENCE = 6.0, 20.0
-# From so many columns on the least loss is searched for, between next to none and what the fastest
-# loses: so many halvings of its logarithm leave an eighth.
-LARGE, LEAST_LOSS, HALVINGS = 8000, 1e-6, 7
+# Where the least loss is not found in time, it is searched for from next to none on: so many
+# halvings of its logarithm leave an eighth.
+LEAST_LOSS, HALVINGS = 1e-6, 7
 # scipy's word for it.
 OUT_OF_TIME = 1
 # A layer's cost is exact in this many widths; what further ones save is added up.
@@ -67,29 +68,31 @@ class IntegerProgram:
         """What loses least within the limits; None where nothing keeps them.
 
         Asked for the least loss within a limit on what many offers cost, the solver may find
-        nothing for minutes. What costs least of all that loses no more than so much it finds at
+        little for minutes. What costs least of all that loses no more than so much it finds at
         once: then that loss is searched for.
         """
-        if len(self.loss) <= LARGE or limits == Limits():
-            objective = of_one(self.loss) + TIE * of_one(self.seconds)
-            return self.solve(objective, limits)
-        fastest = self.approach(limits)
-        if fastest is None or fastest[1] > 1 + TOLERANCE:
-            return None
-        best, least = fastest[0], LEAST_LOSS
+        objective = of_one(self.loss) + TIE * of_one(self.seconds)
+        best, is_least = self._solved(objective, self._kept(limits), (TIME_LIMIT,))
+        if is_least:
+            return best
+        if best is None:
+            found = self.approach(limits)
+            if found is None or not _is_within(found):
+                return None
+            best = found[0]
+        least = LEAST_LOSS
         for _ in range(HALVINGS):
             between = math.sqrt(least * max(float(self.loss @ best), least))
-            tried = self.approach(replace(limits, loss=between))
-            if tried is not None and tried[1] <= 1 + TOLERANCE:
-                best = tried[0]
+            found = self.approach(replace(limits, loss=between))
+            if found is not None and _is_within(found):
+                best = found[0]
             else:
                 least = between
         return best
 
     def solve(self, objective: np.ndarray, limits: Limits) -> np.ndarray | None:
         """What has the least of an objective within the limits; None where nothing is found."""
-        kept = [(row, -math.inf, 1.0) for row in self._shares(limits)]
-        return self._solved(objective, [*self._rows, *kept])
+        return self._solved(objective, self._kept(limits))[0]
 
     def approach(self, limits: Limits) -> tuple[np.ndarray, float] | None:
         """What exceeds its worst limit by the least factor, and that factor.
@@ -99,9 +102,8 @@ class IntegerProgram:
         factor = len(self.loss)
         costs, loss = replace(limits, loss=math.inf), Limits(loss=limits.loss)
         below = [(row | {factor: -1.0}, -math.inf, 0.0) for row in self._shares(costs)]
-        kept = [(row, -math.inf, 1.0) for row in self._shares(loss)]
         objective = np.append(TIE * of_one(self.loss), 1.0)
-        x = self._solved(objective, [*self._rows, *below, *kept])
+        x, _ = self._solved(objective, [*below, *self._kept(loss)])
         return None if x is None else (x[:factor], float(x[factor]))
 
     def _shares(self, limits: Limits) -> Iterator[dict[int, float]]:
@@ -121,26 +123,45 @@ class IntegerProgram:
                 held[list(row)] += np.array(list(row.values())) / limit
                 yield dict(enumerate(held))
 
-    def _solved(self, objective: np.ndarray, rows: Sequence[Row]) -> np.ndarray | None:
-        entries = [(v, r, c) for r, (row, _, _) in enumerate(rows) for c, v in row.items()]
-        values, at_rows, at_columns = zip(*entries, strict=True)
-        matrix = csr_array((values, (at_rows, at_columns)), shape=(len(rows), len(objective)))
+    def _kept(self, limits: Limits) -> list[Row]:
+        return [(row, -math.inf, 1.0) for row in self._shares(limits)]
+
+    def _solved(
+        self,
+        objective: np.ndarray,
+        further: Sequence[Row],
+        patience: Sequence[float] = (TIME_LIMIT, PATIENCE),
+    ) -> tuple[np.ndarray | None, bool]:
+        """What has the least of an objective within further rows, and whether that is proven.
+
+        It has further columns, from 0 on, where the objective has. Nothing, and that is proven,
+        where nothing keeps the rows.
+        """
         columns = len(self.loss)
-        further = len(objective) - columns
-        for limit in (TIME_LIMIT, PATIENCE):
+        added = len(objective) - columns
+        constraints = [
+            _constraint(rows, matrix, len(objective))
+            for rows, matrix in (
+                (self._rows, self._matrix),
+                (further, _matrix(further, len(objective))),
+            )
+            if rows
+        ]
+        for limit in patience:
             found = milp(
                 objective,
-                integrality=np.append(self._is_binary, np.zeros(further)),
-                bounds=Bounds(0, np.append(np.ones(columns), np.full(further, np.inf))),
-                constraints=LinearConstraint(
-                    matrix, [low for _, low, _ in rows], [high for _, _, high in rows]
-                ),
+                integrality=np.append(self._is_binary, np.zeros(added)),
+                bounds=Bounds(0, np.append(np.ones(columns), np.full(added, np.inf))),
+                constraints=constraints,
                 options={"mip_rel_gap": GAP, "time_limit": limit},
             )
             if found.x is not None or found.status != OUT_OF_TIME:
                 break
-        x: np.ndarray | None = found.x
-        return x
+        return found.x, found.status != OUT_OF_TIME
+
+    @cached_property
+    def _matrix(self) -> csr_array:
+        return _matrix(self._rows, len(self.loss))
 
     def read(self, x: np.ndarray) -> Plan:
         """What a solution picks, and what it comes to."""
@@ -280,6 +301,25 @@ class IntegerProgram:
 def _element(precision: Precision) -> int:
     """Bytes of an activation: calibrated integers take one each."""
     return 1 if precision in STATIC else 4
+
+
+def _matrix(rows: Sequence[Row], columns: int) -> csr_array:
+    """The factors of rows."""
+    counts = [0, *itertools.accumulate(len(row) for row, _, _ in rows)]
+    values = np.fromiter((v for row, _, _ in rows for v in row.values()), float, counts[-1])
+    places = np.fromiter((c for row, _, _ in rows for c in row), np.int64, counts[-1])
+    return csr_array((values, places, counts), shape=(len(rows), columns))
+
+
+def _constraint(rows: Sequence[Row], matrix: csr_array, columns: int) -> LinearConstraint:
+    """That every row lies between its bounds; of columns beyond the matrix nothing is in it."""
+    parts = (matrix.data, matrix.indices, matrix.indptr)
+    wide = csr_array(parts, shape=(len(rows), columns))
+    return LinearConstraint(wide, [low for _, low, _ in rows], [high for _, _, high in rows])
+
+
+def _is_within(found: tuple[np.ndarray, float]) -> bool:
+    return found[1] <= 1 + TOLERANCE
 
 
 def of_one(values: np.ndarray) -> np.ndarray:

@@ -99,7 +99,7 @@ def test_of_many_offers_the_least_loss_is_nearly_found(
     low, high = min(t for _, t, _ in tried), max(t for _, t, _ in tried)
     limit = low * (1 + 2 * GAP) + place * (high - low)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(integer_program, "LARGE", 0)
+        patched.setattr(integer_program, "TIME_LIMIT", 0.0)
         found = plan(given_menu, Limits(latency=limit))
     assert found is not None
     assert found.latency <= limit * (1 + 1e-5)
@@ -111,7 +111,7 @@ def test_of_many_offers_the_least_loss_is_nearly_found(
 def test_of_many_offers_none_is_picked_where_nothing_keeps_the_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(integer_program, "LARGE", 0)
+    monkeypatch.setattr(integer_program, "TIME_LIMIT", 0.0)
     assert plan(menu(), Limits(latency=1e-9)) is None
 
 
