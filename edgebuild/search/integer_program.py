@@ -142,7 +142,7 @@ class IntegerProgram:
         constraints = [
             _constraint(rows, matrix, len(objective))
             for rows, matrix in (
-                (self._rows, self._matrix),
+                (self._rows, self._structure),
                 (further, _matrix(further, len(objective))),
             )
             if rows
@@ -160,7 +160,8 @@ class IntegerProgram:
         return found.x, found.status != OUT_OF_TIME
 
     @cached_property
-    def _matrix(self) -> csr_array:
+    def _structure(self) -> csr_array:
+        """The rows that hold whatever the limits are."""
         return _matrix(self._rows, len(self.loss))
 
     def read(self, x: np.ndarray) -> Plan:

@@ -38,6 +38,7 @@ def row(system: str, seed: int = 0, ratio: float = 2.0, **more: Any) -> Row:
         "hypervolume": None,
         "evaluations": 1,
         "seconds": 3.0,
+        "machine": "a processor",
         **more,
     }
 
@@ -55,6 +56,12 @@ def test_seeds_are_summed_up_as_mean_and_spread(tmp_path: Path) -> None:
     ]
     text = summary(tmp_path / "search.json", [row("float", ratio=1.0), *seeds])
     assert "| vehicles | joint | onnxruntime | 3 | 0.50 ± 0.00 | 10.00 ± 1.00 |" in text
+
+
+def test_each_machine_is_named_with_what_was_measured_on_it(tmp_path: Path) -> None:
+    rows = [row("joint"), row("float", workload="digits"), row("float", machine="another")]
+    text = summary(tmp_path / "search.json", rows)
+    assert "- vehicles, digits: measured on a processor\n- vehicles: measured on another\n" in text
 
 
 def test_the_joint_search_is_held_against_the_best_of_the_others(tmp_path: Path) -> None:
