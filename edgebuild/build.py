@@ -53,7 +53,7 @@ def build(
             kept its budget and the new one does not.
         formats: the formats to try, by their exporters' names; all unless given.
         precisions: the precisions to try; all unless given, but those without a kernel only where
-            storage or download is limited.
+            a limit on storage or download is too small for floats.
         methods: the methods that may change the network, by name; all unless given.
         prefer: what is chosen among those that breach no budget line.
         minutes: how long the build may look for better ones, from its start on; one precision for
@@ -112,7 +112,7 @@ def build(
             with progress.step("Scoring the network"):
                 # First of all: a score that fails must not fail after minutes of work.
                 _ = case.float_score
-            wanted = tuple(precisions) or worth_trying(budget)
+            wanted = tuple(precisions) or worth_trying(budget, case.program)
             wishes = Wishes(tuple(formats), wanted, methods, seconds, seed)
             found = search(case, wishes, place, progress, begun)
             best = choose(found.trials, prefer)

@@ -30,7 +30,7 @@ def refuse_hopeless(
     recipes = uniform_recipes(case, {}, formats, precisions)
     if not recipes:
         raise InputError(_no_precision(case, formats, precisions))
-    was_asked = set(precisions) != set(worth_trying(case.budget))
+    was_asked = set(precisions) != set(worth_trying(case.budget, case.program))
     for precision in precisions if was_asked else ():
         if not uniform_recipes(case, {}, formats, [precision]):
             reasons = "; ".join(_reasons(case, formats, [precision]))
@@ -62,7 +62,7 @@ def refuse_hopeless(
 def _no_precision(case: Case, formats: Sequence[str], precisions: Sequence[Precision]) -> str:
     asked = " or ".join(precisions)
     reasons = "; ".join(_reasons(case, formats, precisions))
-    usual = worth_trying(case.budget)
+    usual = worth_trying(case.budget, case.program)
     here = [one for one in usual if uniform_recipes(case, {}, formats, [one])]
     elsewhere = [
         f"--format {name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from edgebuild.search.sensitivity import Losses
 from edgebuild.vocabulary.contracts import Exporter, Precisions
 from edgebuild.vocabulary.offer import Choice
 from edgebuild.vocabulary.precision import Precision
-from edgebuild.vocabulary.program import Site
+from edgebuild.vocabulary.program import Program, Site
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.target import Budget, RuntimeFacts, Target
 
@@ -22,9 +23,11 @@ MIXABLE = (Precision.INT8_STATIC, Precision.INT8_DYNAMIC)
 SPARED = "kept in float: among the {count} most sensitive layers"
 
 
-def worth_trying(budget: Budget) -> tuple[Precision, ...]:
-    """The precisions to try where none were asked for: mere storage only where that is limited."""
-    is_tight = budget.storage is not None or budget.download is not None
+def worth_trying(budget: Budget, program: Program) -> tuple[Precision, ...]:
+    """The precisions to try where none were asked for: mere storage where floats would not fit."""
+    limits = [size for size in (budget.storage, budget.download) if size is not None]
+    floats = 4 * sum(operator.weights for operator in program.operators)
+    is_tight = min(limits, default=math.inf) < floats
     return tuple(one for one in Precision if is_tight or not one.is_storage_only)
 
 

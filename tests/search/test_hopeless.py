@@ -106,7 +106,7 @@ def test_one_of_several_precisions_that_no_layer_can_have_is_told(tmp_path: Path
 
 def test_of_what_nobody_asked_for_nothing_is_told(tmp_path: Path) -> None:
     case, progress = small(tmp_path), Listening()
-    refuse_hopeless(case, ("tflite",), worth_trying(case.budget), progress)
+    refuse_hopeless(case, ("tflite",), worth_trying(case.budget, case.program), progress)
     assert progress.said == []
 
 

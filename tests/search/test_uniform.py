@@ -110,11 +110,13 @@ def test_dynamic_layers_never_reach_the_old_runtime_that_computes_them_wrong() -
             assert Precision.INT8_DYNAMIC not in recipe.precisions.values()
 
 
-@pytest.mark.parametrize("wish", [{"storage": "1 MB"}, {"download": "1 MB"}], ids=str)
-def test_mere_storage_is_tried_where_it_is_limited_alone(wish: dict[str, str]) -> None:
+@pytest.mark.parametrize("line", ["storage", "download"])
+def test_mere_storage_is_tried_where_floats_would_not_fit_alone(line: str) -> None:
+    million: Any = SimpleNamespace(operators=[SimpleNamespace(weights=10**6)])
     stored = {precision for precision in Precision if precision.is_storage_only}
-    assert stored.isdisjoint(worth_trying(Budget.parse(latency_p99="1 ms", memory="1 MB")))
-    assert stored.issubset(worth_trying(Budget.parse(**wish)))
+    for wish in ({"latency_p99": "1 ms", "memory": "1 MB"}, {line: "5 MB"}):
+        assert stored.isdisjoint(worth_trying(Budget.parse(**wish), million))
+    assert stored.issubset(worth_trying(Budget.parse(**{line: "3 MB"}), million))
 
 
 @pytest.mark.parametrize("precision", [Precision.FP8_WEIGHTS, Precision.BINARY_WEIGHTS])
