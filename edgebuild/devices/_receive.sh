@@ -12,7 +12,12 @@ have=$(wc -c <"$file.part")
 if [ "$have" -lt "$size" ]; then
     echo short
 elif found=$(sha256sum <"$file.part") && [ "${found%% *}" = "$sum" ]; then
-    mv "$file.part" "$file" && echo whole
+    # The writer of an earlier, dropped link may have seen it whole a moment before.
+    if said=$(mv "$file.part" "$file" 2>&1) || [ -f "$file" ]; then
+        echo whole
+    else
+        echo "failed $said"
+    fi
 else
     rm -f "$file.part"
     echo differs
