@@ -179,13 +179,15 @@ def _fastest(
     menu: Menu, attempts: Sequence[Attempt], training: Training, limits: Limits
 ) -> Seconds:
     """The latency that no plan needs to go below."""
-    least = fastest(menu).latency
     if training.is_possible:
-        return least
+        return fastest(menu).latency
     # Nothing will be taken from what a plan loses, so most of what is fast is lost from the start.
     seen = [(one.divergence, one.drop) for one in attempts if not one.trial.failure]
-    wanted = Seconds(max(least, limits.latency))
-    return min(fastest(menu, bearable(seen)).latency, wanted)
+    within = fastest(menu, bearable(seen)).latency
+    if within <= limits.latency:
+        return within
+    # A latency that is wished is tried, whatever it loses.
+    return min(within, Seconds(max(fastest(menu).latency, limits.latency)))
 
 
 def _planned(

@@ -7,22 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from listening import Listening
 
 from edgebuild.bundles.manifest import FILE, Bundle, Manifest, dump_manifest, load_bundle
 from edgebuild.bundles.pack import pack
 from edgebuild.bundles.succession import place_aside
-from edgebuild.vocabulary.silence import Silence
 from edgebuild.vocabulary.verdict import Status, Verdict
-
-
-class Said(Silence):
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def judged(manifest: Manifest, status: Status) -> Manifest:
@@ -36,7 +26,7 @@ def placed(folder: Path, manifest: Manifest) -> None:
 
 def test_one_that_kept_its_budget_is_put_beside_one_that_breaches(bundle: Bundle) -> None:
     placed(bundle.path, judged(bundle.manifest, Status.PREDICTED))
-    new, said = judged(bundle.manifest, Status.BREACHED), Said()
+    new, said = judged(bundle.manifest, Status.BREACHED), Listening()
     for name in ("copy-kept", "copy-kept-2"):
         aside = place_aside(bundle.path, new, said)
         assert aside == bundle.path.with_name(name)
@@ -46,36 +36,36 @@ def test_one_that_kept_its_budget_is_put_beside_one_that_breaches(bundle: Bundle
         assert load_bundle(bundle.path).verdict.status is Status.BREACHED
         assert load_bundle(aside).verdict.status is Status.PREDICTED
         placed(bundle.path, judged(bundle.manifest, Status.PREDICTED))
-    assert "kept its budget" in said.texts[0]
-    assert said.texts[0].endswith("copy-kept")
+    assert "kept its budget" in said.said[0]
+    assert said.said[0].endswith("copy-kept")
     assert not list(bundle.path.parent.glob(".*"))
 
 
 def test_one_of_another_workload_is_named(bundle: Bundle) -> None:
     other = replace(bundle.manifest.workload, name="other")
-    said = Said()
+    said = Listening()
     new = replace(judged(bundle.manifest, Status.MET), workload=other)
     assert place_aside(bundle.path, new, said) is None
-    (text,) = said.texts
+    (text,) = said.said
     assert "replaces the bundle of small for robot-raspberry-pi-5, which kept its budget" in text
 
 
 @pytest.mark.parametrize(("old", "new"), [("met", "met"), ("breached", "met"), ("breached",) * 2])
 def test_the_same_built_again_is_replaced(bundle: Bundle, old: str, new: str) -> None:
     placed(bundle.path, judged(bundle.manifest, Status(old)))
-    said = Said()
+    said = Listening()
     assert place_aside(bundle.path, judged(bundle.manifest, Status(new)), said) is None
-    assert said.texts == []
+    assert said.said == []
 
 
 def test_one_that_cannot_be_read_is_said_to_be_replaced(bundle: Bundle) -> None:
     placed(bundle.path, replace(bundle.manifest, schema=1))
-    said = Said()
+    said = Listening()
     assert place_aside(bundle.path, bundle.manifest, said) is None
-    assert "cannot read" in said.texts[0]
+    assert "cannot read" in said.said[0]
 
 
 def test_a_folder_without_a_bundle_says_nothing(bundle: Bundle, tmp_path: Path) -> None:
-    said = Said()
+    said = Listening()
     assert place_aside(tmp_path / "new", bundle.manifest, said) is None
-    assert said.texts == []
+    assert said.said == []

@@ -11,6 +11,7 @@ import torch
 from conftest import Workshop
 from hypothesis import given
 from hypothesis import strategies as st
+from listening import Listening
 from torch import Tensor, nn
 from zoo import Specimen
 
@@ -72,16 +73,6 @@ LARGE = [convolution(64, 64, 16), depthwise(512, 16), linear(512, 512, 16)]
 
 def timed_as(seconds: float) -> Timing:
     return Timing((Seconds(seconds),))
-
-
-class _Notes(Silence):
-    """Progress that remembers what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 # ---- measuring
@@ -249,7 +240,7 @@ def test_a_network_holds_no_more_numbers_than_memory_does(
 def test_what_the_format_refuses_or_the_profile_does_not_name_has_no_cost(
     batches: list[list[LayerShape]], tmp_path: Path
 ) -> None:
-    notes = _Notes()
+    notes = Listening()
     places = [(TABLE, FP32), (TABLE, INT8), (SMALL[2], INT8)]
     found = measure_costs(places, "tflite", RUNTIMES["tflite"], Cache(tmp_path), notes)
     assert set(found) == {(SMALL[2], INT8)}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import small_build
 import torch
+from listening import Listening
 from torch import Tensor, nn
 
 from edgebuild import catalog
@@ -85,16 +86,6 @@ def test_one_format_that_can_is_enough_and_is_not_exported_twice(
     refuse_hopeless(case, FORMATS, (Precision.FP32,), Silence())
     with pytest.raises(NotExportable):
         refuse_hopeless(case, ("onnx",), (Precision.FP32,), Silence())
-
-
-class Listening(Silence):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 def test_one_of_several_precisions_that_no_layer_can_have_is_told(tmp_path: Path) -> None:

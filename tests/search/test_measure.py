@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small_build
+from listening import Listening
 
 from edgebuild import catalog
 from edgebuild.inputs.target_file import load_target
@@ -201,14 +202,7 @@ def test_what_was_measured_is_not_measured_again(
 def test_calibration_data_that_are_too_small_are_said_to_be(
     case: Case, count: int, is_told: bool
 ) -> None:
-    class Said(Silence):
-        def __init__(self) -> None:
-            self.texts: list[str] = []
-
-        def say(self, text: str) -> None:
-            self.texts.append(text)
-
-    given, said = replace(case.workload, calibration=small_build.images(count, 0)), Said()
+    given, said = replace(case.workload, calibration=small_build.images(count, 0)), Listening()
     open_case(given, case.target, case.budget, case.cache, said)
-    told = [text for text in said.texts if f"too small: {count} of at least 8 samples" in text]
+    told = [text for text in said.said if f"too small: {count} of at least 8 samples" in text]
     assert bool(told) is is_told
