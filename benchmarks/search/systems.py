@@ -25,7 +25,8 @@ from edgebuild.search.loop import Rounds, Wishes, search, try_uniform
 from edgebuild.search.make import runtime_facts
 from edgebuild.search.measure import Effort, clock, outputs_of
 from edgebuild.search.menu import Menu
-from edgebuild.search.propose import Proposal, named, recovered, work_of
+from edgebuild.search.proposal import Proposal
+from edgebuild.search.propose import recovered, work_of
 from edgebuild.search.training import Training
 from edgebuild.vocabulary.artifact import Artifact
 from edgebuild.vocabulary.contracts import Device, Progress
@@ -270,7 +271,7 @@ def _random_proposals(
         precisions = {
             path: chance.choice(sorted(allowed)) for path, allowed in menu.precisions.items()
         }
-        yield named(Proposal("", name, shape, precisions))
+        yield Proposal("", name, shape, precisions).named()
 
 
 def _random_offers(menu: Menu, chance: random.Random) -> Iterator[Offer]:

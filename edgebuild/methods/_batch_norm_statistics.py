@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +16,9 @@ from edgebuild.samples import StoredSamples
 
 # So many samples tell the mean and the variance of a channel.
 MOST_SAMPLES = 512
+
+# The mean and the variance of every channel, (channels,) each in double precision, by path.
+Statistics = Mapping[str, tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -35,14 +40,22 @@ class _Moments:
         return mean, (torch.as_tensor(self.squares) / self.count - mean**2).clamp_min(0)
 
 
-def has_statistics(network: nn.Module) -> bool:
-    """Whether there is anything to refer to other samples."""
-    return bool(_referable(network))
+@torch.no_grad()
+def statistics_of(network: nn.Module, samples: StoredSamples) -> Statistics:
+    """What comes to every BatchNorm of a network in eval mode; empty where there is none."""
+    moments: dict[str, _Moments] = defaultdict(_Moments)
+    norms = _referable(network)
+    if not norms:
+        return {}
+    with watching(norms, lambda path, value: moments[path].add(value)):
+        for row in samples.rows(MOST_SAMPLES):
+            run(network, tuple(map(torch.tensor, row)))
+    return {path: seen.mean_and_variance() for path, seen in moments.items()}
 
 
 @torch.no_grad()
-def refer_to(network: nn.Module, samples: StoredSamples) -> None:
-    """Puts the samples' statistics into every BatchNorm of a network in eval mode, in place.
+def referred(network: nn.Module, statistics: Statistics) -> nn.Module:
+    """A copy of a network in eval mode whose BatchNorms hold these statistics; itself without any.
 
     Weight and bias take up the difference, so that the network computes what it did. Statistics of
     other data, as of ImageNet under a head that was fitted to these features, would ruin a network
@@ -50,13 +63,13 @@ def refer_to(network: nn.Module, samples: StoredSamples) -> None:
     follows the batches is also brought back to the mean and the variance that it had in the whole
     network, as REPAIR does (Jordan et al., arXiv 2211.08403).
     """
-    moments: dict[str, _Moments] = defaultdict(_Moments)
-    norms = _referable(network)
-    with watching(norms, lambda path, value: moments[path].add(value)):
-        for row in samples.rows(MOST_SAMPLES):
-            run(network, tuple(map(torch.tensor, row)))
-    for path, seen in moments.items():
-        _refer(norms[path], *seen.mean_and_variance())
+    if not statistics:
+        return network
+    changed = copy.deepcopy(network).eval()
+    norms = _referable(changed)
+    for path, seen in statistics.items():
+        _refer(norms[path], *seen)
+    return changed
 
 
 def _referable(network: nn.Module) -> dict[str, Norm]:

@@ -28,6 +28,7 @@ from edgebuild.methods._distill_loss import leaves
 from edgebuild.methods._distill_plan import Grid, Plan, Settings
 from edgebuild.methods._distill_train import Training, seconds_of, train
 from edgebuild.methods._fake_quantization import fake_quantize, leave_rounded
+from edgebuild.methods._kept_memory import kept_memory
 from edgebuild.vocabulary.contracts import WORKPLACE, Stage, Workplace
 from edgebuild.vocabulary.errors import MethodFailed, told
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part
@@ -142,6 +143,7 @@ class Distill(Settings):
                 fold_batch_norms(one, workload.example)
             fake_quantize(student, plan.grid.steps)
         with (
+            kept_memory(),
             open_rows(workload.calibration, workload.example, "calibration") as rows,
             open_rows(workload.validation, workload.example, "validation") as held_out,
         ):

@@ -14,6 +14,7 @@ import torch
 
 from edgebuild.cache import Cache, digest
 from edgebuild.capture import capture
+from edgebuild.methods._batch_norm_statistics import Statistics, referred, statistics_of
 from edgebuild.samples import StoredSamples, store_split
 from edgebuild.search.score import agreement
 from edgebuild.vocabulary.contracts import Progress
@@ -25,6 +26,8 @@ from edgebuild.vocabulary.workload import Workload
 
 # Ranges that fewer calibration samples show are mostly too narrow for the next one.
 FEWEST = 8
+# Names the network that nothing was done to.
+UNCHANGED = ""
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,35 @@ class Case:
     cache: Cache
     # Whether candidates are measured on the target itself, though it is another machine than this.
     has_target: bool = False
-    # Reshaped networks that cannot be stored, because their classes have no importable name.
-    unstored: dict[str, torch.nn.Module] = field(default_factory=dict)
+    # Networks in memory: what every change begins with, so that methods find again what they found
+    # out about it; and what cannot be stored, because its classes have no importable name.
+    held: dict[str, torch.nn.Module] = field(default_factory=dict)
 
     @property
     def lesson(self) -> Workload:
-        """The workload as methods may see it: its stored splits, and nothing of the test split."""
+        """The workload as methods may see it: its stored splits, and nothing of the test split.
+
+        Batch normalizations of its network, which is always the same, speak of the calibration
+        split.
+        """
+        if UNCHANGED not in self.held:
+            self.held[UNCHANGED] = referred(self.workload.network, self._statistics())
         return replace(
-            self.workload, calibration=self.calibration, validation=self.validation, test=()
+            self.workload,
+            network=self.held[UNCHANGED],
+            calibration=self.calibration,
+            validation=self.validation,
+            test=(),
         )
+
+    def _statistics(self) -> Statistics:
+        def make(folder: Path) -> None:
+            found = statistics_of(self.workload.network, self.calibration)
+            torch.save(found, folder / "statistics.pt")
+
+        key = digest(self.program.fingerprint, self.calibration.digest)
+        found: Statistics = torch.load(self.cache.entry("statistics", key, make) / "statistics.pt")
+        return found
 
     def reference(
         self, samples: StoredSamples, program: Program | None = None, limit: int | None = None

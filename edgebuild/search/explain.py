@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from edgebuild.bundles.manifest import SiteRecord
 from edgebuild.search.learn import FLOOR
 from edgebuild.search.menu import Menu, offers_of, settle
-from edgebuild.search.propose import Proposal
+from edgebuild.search.proposal import Proposal
 from edgebuild.vocabulary.offer import Offer
 from edgebuild.vocabulary.precision import Precision
 

@@ -12,7 +12,7 @@ from edgebuild.search.learn import FLOOR, Beliefs, Observation, expected
 from edgebuild.search.make import Made
 from edgebuild.search.menu import Menu, Plan, settle
 from edgebuild.search.plan import appraise
-from edgebuild.search.propose import Attempt, Proposal, steps_of
+from edgebuild.search.proposal import Attempt, Proposal
 from edgebuild.search.survey import Survey
 from edgebuild.vocabulary.offer import Offer
 from edgebuild.vocabulary.trial import Trial
@@ -57,7 +57,7 @@ class Found:
                         speed(attempt.trial),
                         appraisal.losses,
                         figures["divergence"].value,
-                        steps_of(attempt.proposal),
+                        attempt.proposal.steps,
                         any(chosen.is_integer for chosen in appraisal.precisions.values()),
                     ),
                 )

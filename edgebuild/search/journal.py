@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from edgebuild.search.propose import Proposal
+from edgebuild.search.proposal import Proposal
 
 
 @dataclass(frozen=True)

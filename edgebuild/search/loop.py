@@ -26,14 +26,8 @@ from edgebuild.search.measure import measure
 from edgebuild.search.menu import Limits, Menu, settle
 from edgebuild.search.menus import menus
 from edgebuild.search.plan import appraise, whole
-from edgebuild.search.propose import (
-    Attempt,
-    Proposal,
-    first_shapes,
-    next_shapes,
-    opening,
-    steps_of,
-)
+from edgebuild.search.proposal import Attempt, Proposal
+from edgebuild.search.propose import first_shapes, next_shapes, opening
 from edgebuild.search.reshape import reshaped_program
 from edgebuild.search.sensitivity import sensitivity
 from edgebuild.search.survey import Survey, survey
@@ -272,7 +266,7 @@ class Rounds:
         """The seconds of a step with the whole network as the student."""
         usual = Training(seed=self.wishes.seed).choice(USUAL_STEPS)
         try:
-            return seconds_per_step(self.case.workload.network, self.case.lesson, usual.option)
+            return seconds_per_step(self.case.lesson.network, self.case.lesson, usual.option)
         except MethodFailed as error:
             self.progress.say(f"nothing is trained: {told(error)}")
             return None
@@ -305,7 +299,7 @@ class Rounds:
 
     def _note_pace(self, proposal: Proposal, taken: float) -> None:
         """Remembers how long a training took and how long it was thought to, if it took place."""
-        steps = steps_of(proposal)
+        steps = proposal.steps
         if steps and self._step and taken > FROM_CACHE:
             thought = Training(step=self._step).seconds(steps, proposal.work)
             self.trainings.append((taken, thought))

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from edgebuild.search.frontier import frontier, speed
 from edgebuild.search.integer_program import GAP
 from edgebuild.search.learn import Beliefs
 from edgebuild.search.menu import Limits, Menu, Plan, offers_of, settle
 from edgebuild.search.plan import fastest, nearest, plan, whole
+from edgebuild.search.proposal import Attempt, Proposal, Shape
 from edgebuild.search.reach import WITHIN_REACH, bearable
 from edgebuild.search.training import Training
-from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part
+from edgebuild.vocabulary.offer import NETWORK, Choice, Offer
 from edgebuild.vocabulary.precision import Precision
-from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.units import Seconds
 from edgebuild.vocabulary.verdict import Status
 
@@ -48,42 +47,6 @@ WORTH_ROUNDING, BY_ROUNDING = 0.003, 0.25
 NEGLIGIBLE = 0.005
 # How many shapes of the frontier are taken further in one round.
 PROMISING = 3
-
-Shape = tuple[tuple[Part, Choice], ...]
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A recipe to be, while its network does not exist yet: precisions by the layers' paths.
-
-    `latency` (seconds) is what the planner expects; `work` is what
-    the network computes in float, as a share of the whole network.
-    """
-
-    name: str
-    format: str
-    reshaped: Shape = ()
-    precisions: Mapping[str, Precision] = field(default_factory=dict)
-    latency: float = 0.0
-    work: float = 1.0
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A proposal and what became of it."""
-
-    proposal: Proposal
-    trial: Trial
-
-    @property
-    def drop(self) -> float:
-        """The score that it lost on validation data."""
-        return self.trial.figures["accuracy_drop"].value
-
-    @property
-    def divergence(self) -> float:
-        """How far it answers from the whole network, in nats."""
-        return self.trial.figures["divergence"].value
 
 
 def _wholly(attempt: Attempt) -> float:
@@ -214,7 +177,7 @@ def _realized(
         found = _quick(settle(menu, offers), limits)
         planned.append(Proposal("", name, shape, found.precisions, found.latency, work))
     least = min(proposal.latency for proposal in planned)
-    yield from (named(proposal) for proposal in planned if proposal.latency <= CLOSE * least)
+    yield from (proposal.named() for proposal in planned if proposal.latency <= CLOSE * least)
 
 
 def _quick(menu: Menu, limits: Limits) -> Plan:
@@ -263,10 +226,10 @@ def recovered(offers: Sequence[Offer], training: Training, work: float) -> Shape
 
 def _longer(attempt: Attempt, training: Training) -> Iterator[Proposal]:
     """The same network after more steps, where it answers otherwise than the whole one."""
-    steps, most = steps_of(attempt.proposal), training.most_steps(attempt.proposal.work)
+    steps, most = attempt.proposal.steps, training.most_steps(attempt.proposal.work)
     if steps and steps < most and (attempt.drop > 0 or attempt.divergence > NEGLIGIBLE):
         choice = training.choice(min(steps * LONGER, most))
-        yield named(replace(attempt.proposal, reshaped=_with(attempt.proposal.reshaped, choice)))
+        yield attempt.proposal.anew(choice)
 
 
 def _finer(attempt: Attempt, attempts: Sequence[Attempt], training: Training) -> Iterator[Proposal]:
@@ -281,13 +244,12 @@ def _finer(attempt: Attempt, attempts: Sequence[Attempt], training: Training) ->
     tried = {c for one in attempts for c in _roundings(one.proposal, proposal)}
     for rounding in training.roundings:
         if rounding not in tried and (" int4" in rounding.option) == (grid == "int4"):
-            shape = _without(proposal.reshaped, "round")
-            yield named(replace(proposal, reshaped=(*shape, (NETWORK, rounding))))
+            yield proposal.anew(rounding)
             break
-    steps = steps_of(proposal) or training.first_steps(proposal.work)
-    if steps and not any("qat" in option for option in _trainings(proposal)):
+    steps = proposal.steps or training.first_steps(proposal.work)
+    if steps and not any("qat" in option for option in proposal.trainings):
         choice = training.choice(steps, grid)
-        yield named(replace(proposal, reshaped=_with(proposal.reshaped, choice)))
+        yield proposal.anew(choice)
 
 
 def _sparser(attempt: Attempt, zeros: Sequence[Offer]) -> Iterator[Proposal]:
@@ -301,12 +263,13 @@ def _sparser(attempt: Attempt, zeros: Sequence[Offer]) -> Iterator[Proposal]:
         return
     for option in dict.fromkeys(offer.choice.option for offer in zeros):
         chosen = [(one.part, one.choice) for one in zeros if one.choice.option == option]
-        yield named(replace(attempt.proposal, reshaped=(*attempt.proposal.reshaped, *chosen)))
+        proposal = attempt.proposal
+        yield replace(proposal, reshaped=(*proposal.reshaped, *chosen)).named()
 
 
 def _roundings(other: Proposal, proposal: Proposal) -> Iterator[Choice]:
     """How another proposal rounds, if that is all that it does otherwise."""
-    own, others = (set(_without(one.reshaped, "round")) for one in (proposal, other))
+    own, others = (set(one.without("round")) for one in (proposal, other))
     if own == others and other.format == proposal.format:
         yield from (choice for _, choice in other.reshaped if choice.method == "round")
 
@@ -316,26 +279,6 @@ def _same_float(other: Proposal, proposal: Proposal) -> bool:
     return other.reshaped == proposal.reshaped and not any(
         precision.is_integer for precision in other.precisions.values()
     )
-
-
-def _trainings(proposal: Proposal) -> Iterator[str]:
-    for _, choice in proposal.reshaped:
-        if choice.method == "distill":
-            yield choice.option
-
-
-def steps_of(proposal: Proposal) -> int:
-    """The steps that a proposal's network is trained for; 0 where it is not."""
-    return next((int(option.split()[0]) for option in _trainings(proposal)), 0)
-
-
-def _with(shape: Shape, choice: Choice) -> Shape:
-    """The shape with its training replaced."""
-    return (*_without(shape, choice.method), (NETWORK, choice))
-
-
-def _without(shape: Shape, *methods: str) -> Shape:
-    return tuple((part, choice) for part, choice in shape if choice.method not in methods)
 
 
 def _on_frontier(attempts: Sequence[Attempt]) -> list[Attempt]:
@@ -354,22 +297,17 @@ def _promising(attempts: Sequence[Attempt]) -> list[Attempt]:
     """
     longest: dict[object, int] = {}
     for attempt in attempts:
-        cut = _cut(attempt.proposal)
-        longest[cut] = max(longest.get(cut, 0), steps_of(attempt.proposal))
+        cut = attempt.proposal.cut
+        longest[cut] = max(longest.get(cut, 0), attempt.proposal.steps)
     found: dict[object, Attempt] = {}
     for steps in set(longest.values()):
-        rivals = [one for one in attempts if steps_of(one.proposal) <= steps]
+        rivals = [one for one in attempts if one.proposal.steps <= steps]
         for attempt in _on_frontier(rivals):
-            cut = _cut(attempt.proposal)
-            if steps_of(attempt.proposal) == steps == longest[cut]:
+            cut = attempt.proposal.cut
+            if attempt.proposal.steps == steps == longest[cut]:
                 # Of the whole network, each way to round it.
                 found.setdefault(cut or id(attempt), attempt)
     return sorted(found.values(), key=lambda attempt: speed(attempt.trial))
-
-
-def _cut(proposal: Proposal) -> Shape:
-    """What is left of the network, however it was trained and rounded."""
-    return _without(proposal.reshaped, "distill", "round")
 
 
 def _wished(best: Sequence[Attempt]) -> Iterator[float]:
@@ -384,25 +322,3 @@ def _gaps(best: Sequence[Attempt]) -> list[tuple[Attempt, Attempt]]:
     """Neighbors on the frontier, the widest gap in latency first."""
     pairs = [(slow, fast) for fast, slow in itertools.pairwise(best)]
     return sorted(pairs, key=lambda pair: speed(pair[1].trial) / speed(pair[0].trial))[:2]
-
-
-def named(proposal: Proposal) -> Proposal:
-    """Names it by what is done: "prune x 12, distill 400 steps, int8-static"."""
-    return replace(
-        proposal, name=", ".join(_words(proposal.reshaped, proposal.precisions.values()))
-    )
-
-
-def _words(shape: Iterable[tuple[Part, Choice]], precisions: Iterable[Precision]) -> Iterator[str]:
-    options: dict[str, list[str]] = {}
-    for part, choice in shape:
-        if part != NETWORK:
-            options.setdefault(choice.method, []).append(choice.option)
-    for method, chosen in options.items():
-        alike = f" {chosen[0]}" if len(chosen) > 1 and len(set(chosen)) == 1 else ""
-        yield f"{method}{alike} x {len(chosen)}"
-    for part, choice in shape:
-        if part == NETWORK:
-            yield f"{choice.method} {choice.option.removesuffix(', seed 0')}"
-    most = Counter(precisions).most_common(2)
-    yield " and ".join(str(precision) for precision, _ in most)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from torch import nn
 from edgebuild import catalog
 from edgebuild.cache import digest
 from edgebuild.capture import capture, read
-from edgebuild.methods._batch_norm_statistics import has_statistics, refer_to
 from edgebuild.search.case import Case
 from edgebuild.vocabulary.contracts import Progress, Stage, Workplace
 from edgebuild.vocabulary.offer import Choice, Part
@@ -46,19 +44,16 @@ def reshaped_program(case: Case, reshaped: Reshaped, progress: Progress) -> Prog
 def changed_once(case: Case, part: Part, choice: Choice) -> nn.Module:
     """The network after one change alone, which is not kept: there are hundreds of them."""
     method = catalog.method(choice.method)
-    return method.apply(case.workload.network, {part: choice}, case.lesson)
+    return method.apply(case.lesson.network, {part: choice}, case.lesson)
 
 
 def reshaped_network(case: Case, reshaped: Reshaped, progress: Progress) -> nn.Module:
-    """The network after the given changes; each method's result is kept for those that follow.
-
-    Without any it is the workload's, whose batch normalizations speak of the calibration split.
-    """
-    if not reshaped and not has_statistics(case.workload.network):
-        return case.workload.network
+    """The network after the given changes; each method's result is kept for those that follow."""
+    if not reshaped:
+        return case.lesson.network
     key = _key(case, reshaped)
-    if key in case.unstored:
-        return case.unstored[key]
+    if key in case.held:
+        return case.held[key]
 
     def make(folder: Path) -> None:
         scratch = case.cache.scratch("recovery", key)
@@ -67,24 +62,20 @@ def reshaped_network(case: Case, reshaped: Reshaped, progress: Progress) -> nn.M
             torch.save(changed, folder / "network.pt")
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             progress.say(f"[yellow]the network cannot be stored for a next build: {error}")
-            case.unstored[key] = changed
+            case.held[key] = changed
             raise _Unstored from error
         case.cache.forget(scratch)
 
     try:
         folder = case.cache.entry("network", key, make)
     except _Unstored:
-        return case.unstored[key]
+        return case.held[key]
     # Our own cache's file: its classes are the workload's.
     network: nn.Module = torch.load(folder / "network.pt", weights_only=False)
     return network
 
 
 def _changed(case: Case, reshaped: Reshaped, workplace: Workplace) -> nn.Module:
-    if not reshaped:
-        network = copy.deepcopy(case.workload.network).eval()
-        refer_to(network, case.calibration)
-        return network
     earlier, last = _split(reshaped)
     network = reshaped_network(case, earlier, workplace.progress)
     method = catalog.method(last[0][1].method)

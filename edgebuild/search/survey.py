@@ -199,7 +199,7 @@ class Examiner:
 
     @cached_property
     def _wanted(self) -> list[np.ndarray]:
-        return _outputs(self.case.workload.network, self._rows)
+        return _outputs(self.case.lesson.network, self._rows)
 
     def loss(self, offer: Offer) -> float:
         """KL of the outputs with this offer alone carried out, in nats.

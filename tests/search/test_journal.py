@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgebuild.search.journal import Journal, Round
-from edgebuild.search.propose import Proposal
+from edgebuild.search.proposal import Proposal
 from edgebuild.vocabulary.offer import NETWORK, Choice, Part, PartKind
 from edgebuild.vocabulary.precision import Precision
 

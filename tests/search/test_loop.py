@@ -25,7 +25,7 @@ from edgebuild.search.found import Found
 from edgebuild.search.judge import choose
 from edgebuild.search.loop import Wishes, search
 from edgebuild.search.plan import appraise
-from edgebuild.search.propose import Attempt, Proposal
+from edgebuild.search.proposal import Attempt, Proposal
 from edgebuild.search.survey import Survey
 from edgebuild.vocabulary.measurement import Evidence, Figure
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part, PartKind

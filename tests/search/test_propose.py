@@ -13,15 +13,8 @@ from edgebuild.search.explain import explain
 from edgebuild.search.learn import Beliefs
 from edgebuild.search.menu import Limits, Menu, offers_of, settle
 from edgebuild.search.plan import appraise, fastest, plan, whole
-from edgebuild.search.propose import (
-    PROMISING,
-    Attempt,
-    Proposal,
-    first_shapes,
-    next_shapes,
-    opening,
-    steps_of,
-)
+from edgebuild.search.proposal import Attempt, Proposal
+from edgebuild.search.propose import PROMISING, first_shapes, next_shapes, opening
 from edgebuild.search.training import Training
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part, PartKind
 from edgebuild.vocabulary.precision import Precision
@@ -216,7 +209,7 @@ def test_what_lost_nothing_but_answers_otherwise_is_trained_longer(menus: dict[s
         trial = tried(1.0, 1e-6, divergence=divergence)
         proposals = following(menus, Attempt(Proposal("a test's", "onnx", shape), trial))
         own = [one for one in proposals if set(SHAPE) < set(one.reshaped)]
-        return max(map(steps_of, own), default=0)
+        return max((one.steps for one in own), default=0)
 
     assert longest(0.02) > 200
     assert longest(0.0) <= 200
@@ -243,7 +236,7 @@ def test_what_was_trained_for_longer_does_not_speak_against_others(menus: dict[s
         trained = replace(other, reshaped=(*other.reshaped, (NETWORK, TRAINING.choice(steps))))
         rival = Attempt(trained, tried(0.95, 1e-6))
         found = following(menus, rival, attempt(0.93, 1e-5, steps=100))
-        return [steps_of(one) for one in found if set(SHAPE) < set(one.reshaped)]
+        return [one.steps for one in found if set(SHAPE) < set(one.reshaped)]
 
     assert 400 in longer(200)
     assert 400 not in longer(100)
@@ -259,18 +252,18 @@ def test_a_shape_is_trained_longer_once_whatever_its_formats(menus: dict[str, Me
         for number, shape in enumerate(shapes)
         for format, late in (("onnx", 0.0), ("tflite", -0.1))
     ]
-    found = {one.reshaped for one in following(menus, *attempts) if steps_of(one) == 400}
+    found = {one.reshaped for one in following(menus, *attempts) if one.steps == 400}
     assert found >= {(*shape, (NETWORK, TRAINING.choice(400))) for shape in shapes}
 
 
 def test_what_fared_worse_after_more_steps_is_left(menus: dict[str, Menu]) -> None:
     attempts = attempt(0.95, 1e-6, steps=100), attempt(0.94, 1.1e-6, steps=200)
-    assert all(steps_of(one) <= 200 for one in following(menus, *attempts))
+    assert all(one.steps <= 200 for one in following(menus, *attempts))
 
 
 def test_training_ends_at_the_most_steps_that_there_is_time_for(menus: dict[str, Menu]) -> None:
     proposals = following(menus, attempt(0.95, 1e-5), attempt(0.93, 1e-6, steps=800))
-    assert max(map(steps_of, proposals)) <= TRAINING.most
+    assert max(one.steps for one in proposals) <= TRAINING.most
 
 
 def test_integers_that_cost_score_are_trained_on_their_grid(menus: dict[str, Menu]) -> None:
