@@ -27,7 +27,7 @@ from edgebuild.methods._distill_loss import (
     spread,
     watching,
 )
-from edgebuild.methods._distill_plan import Plan, Settings
+from edgebuild.methods._distill_plan import FEWEST_FOR_STATISTICS, Plan, Settings
 
 Tensors = tuple[Tensor, ...]
 # The teacher's answers to all rows are kept up to this size.
@@ -172,14 +172,17 @@ def _batch(
     """How many rows a batch has, and how many of them are varied.
 
     A step of networks that are light, in operations of student and teacher, has room for as many
-    images again, varied ones. Other images are varied where they would be repeated so often that
-    the student learns them by heart. Without variations, a batch that is larger than the split
-    would hold rows twice.
+    images again, varied ones; one of heavy networks has fewer. Other images are varied where they
+    would be repeated so often that the student learns them by heart. Without variations, a batch
+    that is larger than the split would hold rows twice.
     """
     size = settings.batch_size
     student, teacher = work
     if rows.are_images and size * (2 * TRAINED * student + teacher) <= settings.light_step:
         return 2 * size, size
+    if rows.are_images:
+        affordable = int(settings.heavy_step / (TRAINED * student + teacher))
+        size = min(size, max(affordable, FEWEST_FOR_STATISTICS))
     if rows.are_images and plan.steps * size > settings.most_passes * len(rows):
         return size, size // 2
     return min(size, len(rows)), 0

@@ -26,6 +26,8 @@ class Grid(StrEnum):
 # training may go into looking.
 FEWEST_STEPS_BETWEEN_LOOKS = 20
 ROWS_A_STEP = 25
+# Statistics of fewer samples than this are worse than those of the network before it was pruned.
+FEWEST_FOR_STATISTICS = 8
 
 # The share of the steps that a changed network learns in float, before it does on a grid.
 FLOAT_SHARE = 0.75
@@ -82,6 +84,8 @@ class Settings:
         feature_weight: the weight of intermediate features that have the same shape in both.
         light_step: a step of no more floating-point operations than this gets as many images
             again, varied for the teacher to label: calling the operators takes as long.
+        heavy_step: a step of images that takes more than this gets fewer of them, down to the
+            fewest that BatchNorm's statistics can be taken of: more steps teach more.
         most_passes: trainings that pass more often than this over the same images vary half of
             each batch, however long a step takes.
         looks: how often the validation split is looked at, the first time before any training.
@@ -94,6 +98,7 @@ class Settings:
     label_weight: float = 0.5
     feature_weight: float = 1.0
     light_step: float = 4e9
+    heavy_step: float = 5e10
     most_passes: int = 20
     looks: int = 11
     patience: int = 8

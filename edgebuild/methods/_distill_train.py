@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from edgebuild.methods._distill_data import seeded
-from edgebuild.methods._distill_plan import Plan, Settings
+from edgebuild.methods._distill_plan import FEWEST_FOR_STATISTICS, Plan, Settings
 from edgebuild.methods._fake_quantization import RoundedInput
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import MethodFailed
@@ -27,14 +27,15 @@ RISING = 0.05
 LAST_RATE = 0.01
 # The share of the steps after which statistics and ranges stay as they are.
 SETTLED = 0.8
-# Statistics of fewer samples than this are worse than pruned ones.
-FEWEST_FOR_STATISTICS = 8
 # Batches that show the ranges of activations before the first step, and at most so many that the
 # statistics are taken of after the last one.
 FIRST_BATCHES, LAST_BATCHES = 4, 32
 WEIGHT_DECAY = 1e-4
 # A network without BatchNorm bears this share of the learning rate.
 RATE_WITHOUT_NORM = 0.1
+# A score that falls this far below the starting state's says that the learning rate ruins it: then
+# the best state is taken up again, with so much less.
+RUINED, LOWER_RATE = 0.01, 1 / 8
 
 State = dict[str, Tensor]
 
@@ -95,6 +96,8 @@ def train(
             training.learn()
             if training.is_time_to_look:
                 training.look()
+                if training.is_ruined:
+                    training.rewind()
                 if checkpoint is not None:
                     training.store(checkpoint)
             bar.advance(training.note)
@@ -111,13 +114,18 @@ class Training(Generic[TeachingT, JudgingT]):
         self.optimizer = optimizer_for(student, lesson.settings)
         self.highest_rate = self.optimizer.param_groups[0]["lr"]
         self.step = 0
-        self.score = self.best_score = -math.inf
+        self.score = self.best_score = self.first_score = -math.inf
         self.best: State = {}
         self.waited = 0
 
     @property
     def is_hopeless(self) -> bool:
         return self.waited >= self.lesson.settings.patience
+
+    @property
+    def is_ruined(self) -> bool:
+        """Whether what the last steps came to scores less than what training began with."""
+        return self.score < self.first_score - RUINED
 
     @property
     def is_time_to_look(self) -> bool:
@@ -139,6 +147,7 @@ class Training(Generic[TeachingT, JudgingT]):
             for step in range(FIRST_BATCHES):
                 self.student(*self.lesson.batch(step)[1])
         self.look()
+        self.first_score = self.score
 
     def learn(self) -> None:
         """One step of the optimizer."""
@@ -197,6 +206,12 @@ class Training(Generic[TeachingT, JudgingT]):
         if self.score >= self.best_score:
             self.best_score, self.best = self.score, copy.deepcopy(self.student.state_dict())
 
+    def rewind(self) -> None:
+        """Takes up the best state again, to go on with a lower learning rate."""
+        self.student.load_state_dict(self.best)
+        self.optimizer.state.clear()
+        self.highest_rate *= LOWER_RATE
+
     def store(self, path: Path) -> None:
         """Writes beside the file, then renames: a kill leaves the old one or the new one."""
         partial = path.with_suffix(".part")
@@ -204,7 +219,9 @@ class Training(Generic[TeachingT, JudgingT]):
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
-            "numbers": [self.step, self.waited, self.score, self.best_score],
+            "numbers": [self.step, self.waited],
+            "scores": [self.score, self.best_score, self.first_score],
+            "rate": self.highest_rate,
         }
         torch.save(held, partial)
         os.replace(partial, path)
@@ -214,7 +231,9 @@ class Training(Generic[TeachingT, JudgingT]):
         self.student.load_state_dict(held["student"])
         self.optimizer.load_state_dict(held["optimizer"])
         self.best = held["best"]
-        self.step, self.waited, self.score, self.best_score = held["numbers"]
+        self.step, self.waited = held["numbers"]
+        self.score, self.best_score, self.first_score = held["scores"]
+        self.highest_rate = held["rate"]
 
 
 def _let_follow(network: nn.Module, *kinds: type[nn.Module]) -> None:

@@ -31,7 +31,7 @@ from edgebuild.methods import distill as distilling
 from edgebuild.methods._batch_norms import fold_batch_norms
 from edgebuild.methods._distill_lesson import common_layout, open_lesson, with_known_answers
 from edgebuild.methods._distill_plan import Grid, Plan
-from edgebuild.methods._distill_train import Training, rate_at
+from edgebuild.methods._distill_train import Training, rate_at, train
 from edgebuild.methods._fake_quantization import (
     RoundedInput,
     RoundedWeight,
@@ -313,6 +313,29 @@ def test_training_that_finds_no_better_state_changes_nothing() -> None:
     assert_same(kept, given_workload.network)
 
 
+def test_a_state_that_training_has_ruined_is_given_up_for_the_best_and_a_lower_rate() -> None:
+    given_workload = workload()
+    student = disturbed(given_workload.network)
+    with QUICK.training(student, given_workload, Plan(60)) as training:
+        training.begin()
+        rate = training.highest_rate
+        training.learn()
+        training.rewind()
+        assert_same(training.student, student)
+        assert training.highest_rate == rate / 8
+
+
+def test_only_a_score_below_the_first_one_lowers_the_learning_rate() -> None:
+    looks = iter([0.9, 0.5, 0.895, 0.95])
+    given_workload = replace(workload(), score=lambda outputs, labels: next(looks))
+    method, student = replace(QUICK, looks=4), disturbed(given_workload.network)
+    with method.training(student, given_workload, Plan(60)) as training:
+        rate = training.highest_rate
+        train(training, Silence(), None)
+    assert training.highest_rate == rate / 8
+    assert training.best_score == 0.95
+
+
 def test_of_equal_scores_the_one_that_was_trained_for_longer_is_kept() -> None:
     given_workload = replace(workload(), score=lambda outputs, labels: 1.0)
     student = disturbed(given_workload.network)
@@ -453,6 +476,19 @@ def test_only_networks_that_are_light_get_more_images() -> None:
         ]
     # Of the 16 images, none twice where they are not varied.
     assert sizes == [64, 16]
+
+
+@pytest.mark.parametrize(("rows_worth", "expected"), [(33, 32), (20, 20), (2, 8)])
+def test_a_step_of_heavy_networks_has_fewer_images(rows_worth: int, expected: int) -> None:
+    given_workload = replace(workload(), calibration=images(64, 5))
+    network = given_workload.network
+    with data.open_rows(given_workload.calibration, given_workload.example, "a test's") as rows:
+        with FlopCounterMode(display=False) as counter:
+            network(*rows.take(np.arange(1)))
+        limit = (3 + 1) * counter.get_total_flops() * rows_worth
+        method = replace(QUICK, light_step=0.0, heavy_step=limit)
+        lesson = open_lesson(network, disturbed(network), rows, Plan(1), method)
+        assert lesson.batch_size == expected
 
 
 def test_of_varied_images_the_teacher_is_asked_and_of_others_remembered() -> None:
@@ -596,12 +632,20 @@ class Counting(Silence):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("option", ["60 steps, seed 0", "60 steps, qat int4, seed 0"])
-def test_a_killed_run_goes_on_to_the_same_bits(option: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "rate"),
+    [
+        ("60 steps, seed 0", QUICK.learning_rate),
+        ("60 steps, qat int4, seed 0", QUICK.learning_rate),
+        # One that has to be lowered.
+        ("60 steps, seed 0", 3.0),
+    ],
+)
+def test_a_killed_run_goes_on_to_the_same_bits(option: str, rate: float, tmp_path: Path) -> None:
     specimen = normalized()
     given_workload = zoo_workload(specimen)
     student = disturbed(specimen.network, 0.2)
-    method = replace(QUICK, looks=4)
+    method = replace(QUICK, looks=4, learning_rate=rate)
     whole = trained(student, given_workload, option, method)
     for kill in (33, 55):
         with pytest.raises(KeyboardInterrupt):
