@@ -177,13 +177,14 @@ def _batch(
     that is larger than the split would hold rows twice.
     """
     size = settings.batch_size
+    if not rows.are_images:
+        return min(size, len(rows)), 0
     student, teacher = work
-    if rows.are_images and size * (2 * TRAINED * student + teacher) <= settings.light_step:
+    if size * (2 * TRAINED * student + teacher) <= settings.light_step:
         return 2 * size, size
-    if rows.are_images:
-        affordable = int(settings.heavy_step / (TRAINED * student + teacher))
-        size = min(size, max(affordable, FEWEST_FOR_STATISTICS))
-    if rows.are_images and plan.steps * size > settings.most_passes * len(rows):
+    affordable = int(settings.heavy_step / (TRAINED * student + teacher))
+    size = min(size, max(affordable, FEWEST_FOR_STATISTICS))
+    if plan.steps * size > settings.most_passes * len(rows):
         return size, size // 2
     return min(size, len(rows)), 0
 

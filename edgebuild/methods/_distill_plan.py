@@ -26,6 +26,7 @@ class Grid(StrEnum):
 # training may go into looking.
 FEWEST_STEPS_BETWEEN_LOOKS = 20
 ROWS_A_STEP = 25
+
 # Statistics of fewer samples than this are worse than those of the network before it was pruned.
 FEWEST_FOR_STATISTICS = 8
 

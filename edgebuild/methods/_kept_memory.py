@@ -20,10 +20,10 @@ def kept_memory() -> Iterator[None]:
     It maps every block of more than 32 MB apart and unmaps it at once, so that the kernel clears
     each page of each feature map anew: two thirds of a step of a network with large images.
     """
-    library = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-    if library is None:
+    if platform.libc_ver()[0] != "glibc":
         yield
         return
+    library = ctypes.CDLL(None)
     library.mallopt(M_MMAP_MAX, 0)
     library.mallopt(M_TRIM_THRESHOLD, NEVER)
     try:

@@ -49,7 +49,8 @@ PRECISIONS = {
 }
 # Rows of the validation split that tell how long a look at all of them takes.
 LOOKED_AT = 64
-# A step that takes longer, in seconds, is timed once: what memory takes is little beside it.
+# A step that takes longer, in seconds, is timed once: too much of the time would go into timing. It
+# is the first, which fetches memory too, and so takes longer than those that come after it.
 LONG_STEP = 2.0
 KINDS = (LayerKind.CONVOLUTION, LayerKind.DEPTHWISE, LayerKind.TRANSPOSED, LayerKind.LINEAR)
 
