@@ -18,6 +18,7 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from edgebuild.garbage import only_new_garbage
 from edgebuild.vocabulary.errors import NotExportable
 from edgebuild.vocabulary.precision import LayerKind
 from edgebuild.vocabulary.program import Operator, Program, Site
@@ -62,7 +63,7 @@ def capture(network: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> Prog
     # One tensor object given for two arguments would be taken for one input.
     inputs = tuple(tensor.detach().clone() for tensor in example)
     try:
-        with warnings.catch_warnings(), _unsaid(), torch.no_grad():
+        with warnings.catch_warnings(), _unsaid(), torch.no_grad(), only_new_garbage():
             warnings.simplefilter("ignore")
             exported = torch.export.export(network, inputs)
     except Exception as error:

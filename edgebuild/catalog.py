@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any
 
 from edgebuild.vocabulary.contracts import (
@@ -61,16 +62,22 @@ def names(folder: str) -> list[str]:
     """The plugins of a folder, our own files first; a leading underscore marks a helper."""
     package = importlib.import_module(f"edgebuild.{folder}")
     own = [found.name for found in pkgutil.iter_modules(package.__path__)]
-    others = [point.name for point in entry_points(group=f"edgebuild.{folder}")]
+    others = [point.name for point in _installed(folder)]
     return sorted(name for name in own if not name.startswith("_")) + sorted(others)
 
 
 def _create(folder: str, name: str, *settings: object) -> Any:
     """Makes the plugin, by default with its own settings; its class is the name in CamelCase."""
-    for point in entry_points(group=f"edgebuild.{folder}", name=name):
+    for point in _installed(folder).select(name=name):
         return point.load()(*settings)
     if name not in names(folder):
         known = names(folder)
         raise InputError(f"no {folder[:-1]} is called {name!r}.{did_you_mean(name, known)}")
     module = importlib.import_module(f"edgebuild.{folder}.{name}")
     return getattr(module, "".join(word.capitalize() for word in name.split("_")))(*settings)
+
+
+@cache
+def _installed(folder: str) -> EntryPoints:
+    """What other packages add. Asked once: to find out, a file of every package is read."""
+    return entry_points(group=f"edgebuild.{folder}")

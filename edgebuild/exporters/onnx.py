@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -33,6 +36,7 @@ from edgebuild.exporters._onnx_static import (
 )
 from edgebuild.exporters._quiet import quiet
 from edgebuild.exporters._refusal import refuse_without_kernel
+from edgebuild.garbage import only_new_garbage
 from edgebuild.samples import StoredSamples
 from edgebuild.vocabulary.artifact import Artifact
 from edgebuild.vocabulary.errors import NotExportable, ParityLost, PrecisionRefused
@@ -150,7 +154,7 @@ class Onnx:
 
 def _export_float(candidate: Candidate, path: Path) -> None:
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), only_new_garbage(), _registry_kept():
             program = torch.onnx.export(
                 candidate.program.exported, (), dynamo=True, opset_version=OPSET, verbose=False
             )
@@ -160,6 +164,23 @@ def _export_float(candidate: Candidate, path: Path) -> None:
     model = program.model_proto
     separate_weights(model, candidate.program)
     onnx.save(model, path)
+
+
+@contextmanager
+def _registry_kept() -> Iterator[None]:
+    """Lets torch read the signatures of its ONNX functions once; it takes a second every time."""
+    module: Any = importlib.import_module("torch.onnx._internal.exporter._registration")
+    original = module.ONNXRegistry.from_torchlib
+    module.ONNXRegistry.from_torchlib = partial(_registry, original)
+    try:
+        yield
+    finally:
+        module.ONNXRegistry.from_torchlib = original
+
+
+@cache
+def _registry(read: Callable[..., Any], opset_version: int) -> Any:
+    return read(opset_version=opset_version)
 
 
 def _refuse_other_meaning(before: Path, after: Path, candidate: Candidate) -> None:

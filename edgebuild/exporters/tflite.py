@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer import quantizer
+from ai_edge_quantizer.calibrator import Calibrator
+from ai_edge_quantizer.recipe_manager import RecipeManager
 from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
 from edgebuild.cache import Cache, default_root, digest
@@ -19,6 +21,7 @@ from edgebuild.exporters._quiet import quiet
 from edgebuild.exporters._refusal import refuse_without_kernel
 from edgebuild.exporters._tflite_graph import Graph, flatten_biases, node_names
 from edgebuild.exporters._tflite_recipe import add_rules
+from edgebuild.garbage import only_new_garbage
 from edgebuild.samples import StoredSamples
 from edgebuild.vocabulary.artifact import Artifact
 from edgebuild.vocabulary.errors import NotExportable, PrecisionRefused, first_line
@@ -126,7 +129,7 @@ class Tflite:
 
 def _convert(program: Program, path: Path) -> None:
     example, _ = program.exported.example_inputs
-    with quiet(), node_names():
+    with quiet(), node_names(), only_new_garbage():
         # Imported here: it brings JAX along, seconds that a cached build does not need.
         import litert_torch
 
@@ -165,23 +168,24 @@ def _reason(error: Exception) -> str:
 
 
 def _calibrated(candidate: Candidate, source: Path) -> Ranges:
-    """Each tensor's range over the calibration samples, of all tensors that could be integers.
-
-    Samples go in one by one because the quantizer would average their ranges (5 % of the new to
-    95 % of the old) and cut off whatever exceeds the first.
-    """
+    """Each tensor's range over the calibration samples, of all tensors that could be integers."""
     graph = Graph.read(source, candidate.program)
     worker = quantizer.Quantizer(str(source))
     static = Precision.INT8_STATIC
     quantizable = [s for s in candidate.program.sites if not NO_KERNEL.get((s.kind, static))]
     add_rules(worker, graph, dict.fromkeys(quantizable, static))
-    ranges: Ranges = {}
-    for row in StoredSamples.open(candidate.calibration).rows(CALIBRATION_SAMPLES):
-        sample = graph.named_inputs(row)
-        for tensor, seen in worker.calibrate({graph.signature: [sample]}, num_threads=1).items():
-            known = ranges.get(tensor)
-            ranges[tensor] = seen if not known or not seen else min_max_update(known, seen)
+    rows = StoredSamples.open(candidate.calibration).rows(CALIBRATION_SAMPLES)
+    recipe = RecipeManager()
+    recipe.load_quantization_recipe(worker.get_quantization_recipe())
+    calibrator = Calibrator(source.read_bytes(), num_threads=1, qsv_update_func=_wider)
+    calibrator.calibrate({graph.signature: [graph.named_inputs(row) for row in rows]}, recipe)
+    ranges: Ranges = calibrator.get_model_qsvs()
     return ranges
+
+
+def _wider(known: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any]:
+    """By itself the quantizer averages ranges, and cuts off whatever exceeds the first."""
+    return dict(min_max_update(known, seen)) if known and seen else seen
 
 
 def _clipped(found: Ranges, candidate: Candidate, source: Path) -> Ranges:
