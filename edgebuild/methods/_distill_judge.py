@@ -31,6 +31,10 @@ class Judge:
     score: Score | None
     taught: Sequence[Tensor]
 
+    @property
+    def goal(self) -> float:
+        return self(self.lesson.teacher) if self.score else 0.0
+
     def __call__(self, student: nn.Module) -> float:
         """Higher is better. Without a score: minus the distance from the teacher's outputs.
 

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, cast
 
@@ -36,6 +37,9 @@ RATE_WITHOUT_NORM = 0.1
 # A score that falls this far below the starting state's says that the learning rate ruins it: then
 # the best state is taken up again, with so much less.
 RUINED, LOWER_RATE = 0.01, 1 / 8
+# Between these shares of the steps a training is given up that has not come halfway to what the
+# teacher scores, and by the end would not come near it if it went so many times as fast.
+DOUBTED, FASTER, HALFWAY, NEAR = (0.25, 0.5), 2.0, 0.5, 0.9
 
 State = dict[str, Tensor]
 
@@ -64,6 +68,11 @@ class Judging(Protocol):
 
     @property
     def numbers(self) -> np.ndarray: ...
+
+    @property
+    def goal(self) -> float:
+        """What the teacher scores; 0 where the score is how far a student is from it."""
+        ...
 
     def __call__(self, student: nn.Module) -> float: ...
 
@@ -120,7 +129,22 @@ class Training(Generic[TeachingT, JudgingT]):
 
     @property
     def is_hopeless(self) -> bool:
-        return self.waited >= self.lesson.settings.patience
+        return self.waited >= self.lesson.settings.patience or self.leads_nowhere
+
+    @property
+    def leads_nowhere(self) -> bool:
+        """Whether there is no prospect of the teacher's score, as far as that can be told."""
+        total, (begun, late) = self.lesson.plan.steps, DOUBTED
+        if not self.is_time_to_look or not begun <= self.step / total <= late:
+            return False
+        if self.goal <= 0 or self.best_score >= HALFWAY * self.goal:
+            return False
+        pace = (self.best_score - self.first_score) / self.step
+        return self.best_score + FASTER * pace * (total - self.step) < NEAR * self.goal
+
+    @cached_property
+    def goal(self) -> float:
+        return self.judge.goal
 
     @property
     def is_ruined(self) -> bool:

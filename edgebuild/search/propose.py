@@ -142,15 +142,23 @@ def _fastest(
     menu: Menu, attempts: Sequence[Attempt], training: Training, limits: Limits
 ) -> Seconds:
     """The latency that no plan needs to go below."""
-    if training.is_possible:
+    if training.is_possible and not _are_out_of_reach(attempts):
         return fastest(menu).latency
-    # Nothing will be taken from what a plan loses, so most of what is fast is lost from the start.
+    # Little or nothing will be taken from what a plan loses, so that most of what is fast is lost
+    # from the start.
     seen = [(one.divergence, one.drop) for one in attempts if not one.trial.failure]
     within = fastest(menu, bearable(seen)).latency
     if within <= limits.latency:
         return within
     # A latency that is wished is tried, whatever it loses.
     return min(within, Seconds(max(fastest(menu).latency, limits.latency)))
+
+
+def _are_out_of_reach(attempts: Sequence[Attempt]) -> bool:
+    """Whether training has not saved a single one of the networks that were changed."""
+    trained = [one for one in attempts if one.proposal.cut and one.proposal.steps]
+    drops = [one.drop for one in trained if not one.trial.failure]
+    return min(drops, default=0.0) > WITHIN_REACH
 
 
 def _planned(

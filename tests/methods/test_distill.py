@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -326,7 +326,8 @@ def test_a_state_that_training_has_ruined_is_given_up_for_the_best_and_a_lower_r
 
 
 def test_only_a_score_below_the_first_one_lowers_the_learning_rate() -> None:
-    looks = iter([0.9, 0.5, 0.895, 0.95])
+    teachers = 1.0
+    looks = iter([0.9, 0.5, teachers, 0.895, 0.95])
     given_workload = replace(workload(), score=lambda outputs, labels: next(looks))
     method, student = replace(QUICK, looks=4), disturbed(given_workload.network)
     with method.training(student, given_workload, Plan(60)) as training:
@@ -356,6 +357,46 @@ def test_training_ends_when_patience_does() -> None:
         progress=bar,
     )
     assert bar.steps == 40
+
+
+def _steps_with_scores(teachers: float, *scores: float) -> int:
+    """How many of sixty steps are taken by a student that scores these at its looks."""
+    given_workload = workload()
+    student = disturbed(given_workload.network)
+    with replace(QUICK, looks=4).training(student, given_workload, Plan(60)) as training:
+        training.judge = Scripted(teachers, list(scores))  # type: ignore[assignment]
+        train(training, Silence(), None)
+        return training.step
+
+
+@dataclass
+class Scripted:
+    """Scores that are known beforehand; the last one stays."""
+
+    goal: float
+    scores: list[float]
+    numbers: np.ndarray = field(default_factory=lambda: np.arange(8))
+
+    def __call__(self, student: nn.Module) -> float:
+        return self.scores.pop(0) if len(self.scores) > 1 else self.scores[0]
+
+
+def test_training_that_leads_nowhere_is_given_up() -> None:
+    assert _steps_with_scores(1.0, 0.1, 0.12) == 20
+
+
+@pytest.mark.parametrize(
+    ("teachers", "scores"),
+    [
+        (1.0, (0.1, 0.35, 0.36)),  # At twice this pace it would come near.
+        (1.0, (0.5, 0.5, 0.5)),  # It has come halfway.
+        (0.1, (0.01, 0.08, 0.08)),  # The teacher itself scores little.
+        (0.0, (-5.0, -5.0)),  # Distances from the teacher have no halfway.
+        (-0.2, (-5.0, -5.0)),  # Nor have errors with a minus.
+    ],
+)
+def test_training_with_prospects_goes_on(teachers: float, scores: tuple[float, ...]) -> None:
+    assert _steps_with_scores(teachers, *scores) == 60
 
 
 def test_the_score_sees_the_outputs_as_the_network_returns_them() -> None:

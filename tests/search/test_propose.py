@@ -79,6 +79,25 @@ def test_what_lost_too_much_at_first_is_followed_by_slower_plans_alone(
     assert quickest[0.7] > quickest[0.97]
 
 
+def test_where_training_saved_nothing_plans_lose_no_more_than_is_borne(
+    menus: dict[str, Menu],
+) -> None:
+    rounded = Attempt(Proposal("rounded", "onnx"), tried(0.95, 1e-4, divergence=0.01))
+    lost = {
+        score: max(
+            sum(appraise(menu, offers_of(menu, one.reshaped), one.precisions).losses.values())
+            for one in next_shapes(
+                [rounded, attempt(score, 1e-5, steps=100, divergence=0.1)],
+                *(menus, Limits(), TRAINING, Beliefs()),
+            )
+            if one.cut != SHAPE
+        )
+        for score in (0.8, 0.97)
+        for menu in [menus["onnx"]]
+    }
+    assert lost[0.8] < 0.1 < lost[0.97]
+
+
 def test_the_first_plans_are_not_so_fast_that_nothing_could_learn(
     menus: dict[str, Menu], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,12 +176,19 @@ def test_a_student_is_proposed(menus: dict[str, Menu]) -> None:
     assert any((STUDENT.part, STUDENT.choice) in one.reshaped for one in first(menus))
 
 
-def attempt(score: float, latency: float, steps: int = 0, integer: bool = False) -> Attempt:
+def attempt(
+    score: float,
+    latency: float,
+    steps: int = 0,
+    integer: bool = False,
+    divergence: float = 0.0,
+) -> Attempt:
     training = ((NETWORK, TRAINING.choice(steps)),) if steps else ()
     precision = Precision.INT8_DYNAMIC if integer else Precision.FP32
     precisions = {f"layers.{number}": precision for number in range(3)}
     shape = (*SHAPE, *training) if steps else ()
-    return Attempt(Proposal("a test's", "onnx", shape, precisions), tried(score, latency))
+    trial = tried(score, latency, divergence=divergence)
+    return Attempt(Proposal("a test's", "onnx", shape, precisions), trial)
 
 
 def following(menus: dict[str, Menu], *attempts: Attempt) -> list[Proposal]:
