@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from edgebuild.cache import digest
+from edgebuild.cache import digest, toolchain
 from edgebuild.llm.calibrate import calibrate
 from edgebuild.llm.checkpoint import Checkpoint, load_checkpoint
 from edgebuild.llm.corpus import Corpus, read_corpus
@@ -100,7 +100,8 @@ def shrink(
         teacher, corpus = _prepared(source, text, work, machine)
         _distilled(teacher, corpus, effort, work, machine, Silence())
         return None
-    with _claimed(work, identity):
+    # What another release has left half done may have another form.
+    with _claimed(work, digest(identity, toolchain())):
         _prune(source, counts, text, work, progress)
         teacher, corpus = _prepared(source, text, work, machine)
         done = _distilled(teacher, corpus, effort, work, machine, progress)

@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 
 from edgebuild.cli import app
 from edgebuild.llm import recover
+from edgebuild.llm import shrink as shrinking
 from edgebuild.llm.calibrate import calibrate
 from edgebuild.llm.checkpoint import load_checkpoint
 from edgebuild.llm.corpus import read_corpus
@@ -291,6 +292,16 @@ def test_run_that_was_cut_off_gives_the_same(trained: Path, text: Path, tmp_path
     for name in ("model.safetensors", "config.json"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     assert not (tmp_path / "cut.part").exists()
+
+
+def test_what_another_release_has_left_half_done_is_begun_anew(
+    trained: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        shrink(trained, tmp_path / "cut", text, HALF, FEW_STEPS, Cut(25))
+    (tmp_path / "cut.part" / "state.pt").write_bytes(b"of another form")
+    monkeypatch.setattr(shrinking, "toolchain", lambda: "another")
+    assert shrink(trained, tmp_path / "cut", text, HALF, FEW_STEPS, Silence())
 
 
 def test_samples_of_a_teacher_are_learned_from(trained: Path, text: Path, tmp_path: Path) -> None:
