@@ -84,7 +84,7 @@ class Workshop:
         )
 
     def _store(self, specimen: Specimen, split: object) -> StoredSamples:
-        return store_split(split, specimen.example, specimen.name, self.cache)  # type: ignore
+        return store_split(split, specimen.example, specimen.name, self.cache)  # type: ignore[arg-type]
 
     def artifact(
         self, name: str, format_: str, precision: Precision, floating: Site | None = None

@@ -24,8 +24,8 @@ from edgebuild.search.learn import believed, learn
 from edgebuild.search.make import make
 from edgebuild.search.measure import measure
 from edgebuild.search.menu import Limits, Menu, settle
-from edgebuild.search.menus import menus
 from edgebuild.search.plan import appraise, whole
+from edgebuild.search.pricing import menus
 from edgebuild.search.proposal import Attempt, Proposal
 from edgebuild.search.propose import first_shapes, next_shapes, opening
 from edgebuild.search.reshape import reshaped_program

@@ -1,4 +1,4 @@
-"""Writes the menu of each format: what can be picked there, and what it costs on the target."""
+"""Prices what can be picked in each format: measured on this machine, predicted for any other."""
 
 from __future__ import annotations
 
