@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgebuild.samples import StoredSamples
-from edgebuild.search.case import Case
+from edgebuild.search.case import Case, at
 from edgebuild.vocabulary.errors import InvalidWorkload
+from edgebuild.vocabulary.measurement import Evidence, Figure
+from edgebuild.vocabulary.program import Program
 from edgebuild.vocabulary.workload import whole_drop
 
 # Neighbors in a split are often alike (frames of one video), so whole blocks are left out.
@@ -19,6 +21,9 @@ CONFIDENCE = 0.95
 UNSEEN = 3.0
 # Outputs are the same network's if they differ by no more than this share of the largest one.
 ROUNDINGS = 1e-3
+# Whose score is less than this share of the network's own is of no use to anybody, and so many
+# samples tell. Artifacts are compared with their networks on as many.
+LEAST_KEPT, GLANCED = 0.5, 64
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def accuracy_of(case: Case, outputs: list[np.ndarray], samples: StoredSamples) -
     reference = case.reference(samples)
 
     def scores(rows: np.ndarray | None = None) -> tuple[float, float]:
-        own, other = (case.score(each, samples, rows) for each in (reference, outputs))
+        own, other = (case.score(at(rows, each), samples, rows) for each in (reference, outputs))
         return own, other
 
     own, score = scores()
@@ -72,6 +77,28 @@ def accuracy_of(case: Case, outputs: list[np.ndarray], samples: StoredSamples) -
     if 0 <= own <= 1 and not _answer_alike(reference, outputs):
         error = np.hypot(error, UNSEEN / wide / len(samples))
     return Accuracy(score, lost, lost + wide * float(error))
+
+
+def ruin(case: Case, program: Program) -> Figure | None:
+    """What a changed network has lost of its score, in PyTorch, where that is more than half.
+
+    None where it has not, or where that cannot be told: the score is of a whole split only, or does
+    not count from zero.
+    """
+    samples = case.validation
+    numbers = np.array(samples.numbers(GLANCED))
+    outputs = case.reference(samples, program, GLANCED)
+    try:
+        own, score = (
+            case.score(each, samples, numbers)
+            for each in (at(numbers, case.reference(samples)), outputs)
+        )
+    except InvalidWorkload:
+        return None
+    if own <= 0 or score >= LEAST_KEPT * own:
+        return None
+    where = f"PyTorch, before any export, on {len(numbers)} validation samples"
+    return Figure(_lost(own, score), Evidence.MEASURED, where)
 
 
 def _lost(own: float, score: float) -> float:

@@ -108,17 +108,17 @@ class Case:
     ) -> float:
         """The workload's score of a split's outputs, or their agreement with the network.
 
-        `rows` are the numbers of the samples that count; all of them unless given.
+        `rows` are the numbers of the samples that the outputs are of; all of them unless given.
 
         Raises:
             InvalidWorkload: the score function fails, or gives no number.
         """
         if self.workload.score is None:
-            return agreement(*(_at(rows, each) for each in (outputs, self.reference(samples))))
+            return agreement(outputs, at(rows, self.reference(samples)))
         labels = samples.labels()
         if rows is not None and labels is not None:
             labels = labels[rows]
-        return scored(self.workload.score, self.program.restore(_at(rows, outputs)), labels)
+        return scored(self.workload.score, self.program.restore(outputs), labels)
 
     @property
     def scoring(self) -> str:
@@ -133,7 +133,8 @@ class Case:
         return self.score(self.reference(self.validation), self.validation)
 
 
-def _at(rows: np.ndarray | None, arrays: list[np.ndarray]) -> list[np.ndarray]:
+def at(rows: np.ndarray | None, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Of every array these rows; all unless given."""
     return arrays if rows is None else [array[rows] for array in arrays]
 
 

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from edgebuild import catalog
 from edgebuild.cache import digest, this_machine
+from edgebuild.search.accuracy import ruin
 from edgebuild.search.case import Case
 from edgebuild.search.reshape import reshaped_program
 from edgebuild.vocabulary.artifact import Arithmetic, Artifact, Census, Fallback, KernelRun
@@ -21,6 +22,7 @@ from edgebuild.vocabulary.errors import (
     PrecisionRefused,
     told,
 )
+from edgebuild.vocabulary.measurement import Figure
 from edgebuild.vocabulary.program import Program
 from edgebuild.vocabulary.recipe import Candidate, Recipe
 from edgebuild.vocabulary.target import RuntimeFacts, Target
@@ -40,12 +42,19 @@ class Made:
 def make(
     case: Case, recipes: Sequence[Recipe], progress: Progress
 ) -> tuple[list[Made], list[Trial]]:
-    """Exports every recipe; a recipe that cannot be made becomes a failed trial with its reason."""
+    """Exports every recipe; a recipe that cannot be made becomes a failed trial with its reason.
+
+    So does one whose network has lost what it was for, before it is exported.
+    """
     made, failed = [], []
     with progress.step("Exporting", total=len(recipes)) as step:
         for recipe in recipes:
             try:
-                made.append(_make(case, recipe, progress))
+                program = reshaped_program(case, recipe.reshaped, progress)
+                if lost := ruin(case, program) if recipe.reshaped else None:
+                    failed.append(_ruined(recipe, lost))
+                else:
+                    made.append(_make(case, recipe, program))
             except InvalidTarget:
                 raise
             except OSError:
@@ -58,8 +67,12 @@ def make(
     return made, failed
 
 
-def _make(case: Case, recipe: Recipe, progress: Progress) -> Made:
-    program = reshaped_program(case, recipe.reshaped, progress)
+def _ruined(recipe: Recipe, lost: Figure) -> Trial:
+    reason = f"not exported: its network has lost {lost.value:.0%} of the score ({lost.where})"
+    return Trial(recipe, {"accuracy_drop": lost}, failure=reason)
+
+
+def _make(case: Case, recipe: Recipe, program: Program) -> Made:
     artifact = _artifact(case, recipe, program)
     _refuse_old_runtime(artifact, runtime_facts(case.target, artifact.runtime))
     census = _census(case, recipe, artifact)

@@ -17,7 +17,7 @@ from edgebuild import runner
 from edgebuild.cache import digest
 from edgebuild.methods.sparsify import compressed_size
 from edgebuild.samples import StoredSamples
-from edgebuild.search.accuracy import Accuracy, accuracy_of
+from edgebuild.search.accuracy import GLANCED, Accuracy, accuracy_of
 from edgebuild.search.case import Case, stored_outputs
 from edgebuild.search.estimate import predict_latency
 from edgebuild.search.judge import judge
@@ -36,8 +36,6 @@ DEADLINE = Seconds(3600.0)
 WORKERS = 2
 # A float artifact that is further from its network than this computes something else.
 FLOAT_LIMITS = {Precision.FP32: 1e-3, Precision.FP16: 5e-2}
-# Enough samples to tell an artifact from its network; PyTorch takes them one by one.
-PARITY_SAMPLES = 64
 # Memory on another machine of the same runtime and file; its allocator rounds otherwise.
 MEMORY_ERROR = 0.2
 
@@ -115,8 +113,8 @@ def parity_of(
     name = f"{made.recipe.format} {made.recipe.name}"
     if not all(np.isfinite(output).all() for output in outputs):
         raise ParityLost(f"{name}: the outputs hold NaN or infinite values")
-    numbers = samples.numbers(PARITY_SAMPLES)
-    reference = case.reference(samples, made.program, PARITY_SAMPLES)
+    numbers = samples.numbers(GLANCED)
+    reference = case.reference(samples, made.program, GLANCED)
     found = parity([output[numbers] for output in outputs], reference)
     limits = [FLOAT_LIMITS.get(p, np.inf) for p in made.recipe.precisions.values()]
     limit = max(limits, default=FLOAT_LIMITS[Precision.FP32])

@@ -66,6 +66,11 @@ class Attempt:
     trial: Trial
 
     @property
+    def is_scored(self) -> bool:
+        """Whether it came as far as to be scored, which not all do that fail."""
+        return "accuracy_drop" in self.trial.figures
+
+    @property
     def drop(self) -> float:
         """The score that it lost on validation data."""
         return self.trial.figures["accuracy_drop"].value

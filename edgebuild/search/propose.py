@@ -76,7 +76,7 @@ def first_shapes(
 
     Where the opening lost much there is one slower plan, and the student is a larger one.
     """
-    opened = [one for one in attempts if one.proposal.reshaped and not one.trial.failure]
+    opened = [one for one in attempts if one.proposal.reshaped and one.is_scored]
     lost = min((one.drop for one in opened), default=LITTLE)
     places = BEYOND if lost < LITTLE else AROUND if lost <= MUCH else BEFORE
     yield from _between(attempts, menus, places, limits, training, beliefs)
@@ -157,7 +157,7 @@ def _fastest(
 def _are_out_of_reach(attempts: Sequence[Attempt]) -> bool:
     """Whether training has not saved a single one of the networks that were changed."""
     trained = [one for one in attempts if one.proposal.cut and one.proposal.steps]
-    drops = [one.drop for one in trained if not one.trial.failure]
+    drops = [one.drop for one in trained if one.is_scored]
     return min(drops, default=0.0) > WITHIN_REACH
 
 

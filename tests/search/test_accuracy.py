@@ -13,9 +13,11 @@ from torch import nn
 
 from edgebuild import Workload
 from edgebuild.cache import Cache
+from edgebuild.capture import capture
 from edgebuild.inputs.target_file import load_target
-from edgebuild.search.accuracy import accuracy_of
+from edgebuild.search.accuracy import accuracy_of, ruin
 from edgebuild.search.case import Case, open_case
+from edgebuild.vocabulary.program import Program
 from edgebuild.vocabulary.silence import Silence
 from edgebuild.vocabulary.target import Budget
 
@@ -131,3 +133,27 @@ def test_without_a_score_it_is_the_agreement_that_is_lost(case: Case) -> None:
     found = accuracy_of(other, outputs(np.arange(COUNT) % 10 == 0), other.validation)
     assert found.lost == pytest.approx(0.1)
     assert found.most_lost == pytest.approx(0.1 + 3 / COUNT)
+
+
+def turned(case: Case, share: float) -> Program:
+    """A network that gives the other answer, blurred by this share of the right one."""
+    network = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(share * torch.eye(2) + (1 - share) * torch.eye(2).flip(0))
+    return capture(network.eval(), case.workload.example)
+
+
+def test_a_network_that_has_lost_most_of_its_score_is_seen_before_it_is_exported(
+    case: Case,
+) -> None:
+    found = ruin(case, turned(case, 0.2))
+    assert found is not None
+    assert found.value == 1.0
+    assert found.where == "PyTorch, before any export, on 64 validation samples"
+    assert ruin(case, turned(case, 0.8)) is None
+
+
+def test_what_does_not_count_from_zero_tells_of_no_ruin(case: Case) -> None:
+    for score in (of_a_whole_split, lambda outputs, labels: share_right(outputs, labels) - 1.0):
+        other = replace(case, workload=replace(case.workload, score=score))
+        assert ruin(other, turned(case, 0.2)) is None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import small_build
 import torch
@@ -14,13 +17,14 @@ from torch import nn
 from edgebuild import cache as cache_module
 from edgebuild import catalog
 from edgebuild.cache import Cache
+from edgebuild.capture import capture
 from edgebuild.search.case import Case
 from edgebuild.search.make import Made, make
 from edgebuild.search.uniform import uniform_recipes
 from edgebuild.vocabulary.artifact import Arithmetic, Artifact, KernelRun
 from edgebuild.vocabulary.contracts import Samples
 from edgebuild.vocabulary.errors import InvalidTarget, NotExportable
-from edgebuild.vocabulary.offer import Choice
+from edgebuild.vocabulary.offer import NETWORK, Choice
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.program import Site
 from edgebuild.vocabulary.recipe import Candidate, Recipe
@@ -193,6 +197,25 @@ def test_whatever_a_converter_raises_fails_its_recipe_by_name(fresh: Case, fakes
     made, (failed,) = make(fresh, [all_static(fresh)], Silence())
     assert made == []
     assert failed.failure == "KeyError: 'odd'"
+
+
+def test_a_network_that_has_lost_what_it_was_for_is_not_exported(
+    fresh: Case, fakes: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(outputs: Any, labels: Any) -> float:
+        return float(np.mean(np.abs(outputs).max(axis=1) > 0))
+
+    case = replace(fresh, workload=replace(fresh.workload, score=score))
+    silent = copy.deepcopy(case.workload.network)
+    for weight in silent.parameters():
+        nn.init.zeros_(weight)
+    changed = capture(silent, case.workload.example)
+    monkeypatch.setattr("edgebuild.search.make.reshaped_program", lambda *_: changed)
+    recipe = replace(all_static(case), reshaped=((NETWORK, Choice("prune", "all")),))
+    failed = failure_of(case, recipe)
+    assert failed.failure.startswith("not exported: its network has lost 100% of the score")
+    assert failed.figures["accuracy_drop"].value == 1.0
+    assert fakes.exporter.calls == 0
 
 
 def test_a_full_disk_is_no_recipes_failure(fresh: Case, fakes: Plugins) -> None:

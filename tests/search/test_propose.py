@@ -18,6 +18,7 @@ from edgebuild.search.propose import PROMISING, first_shapes, next_shapes, openi
 from edgebuild.search.training import Training
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part, PartKind
 from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.units import Seconds
 
 TRAINING = Training(first=100.0, most=900.0, step=1.0)
@@ -96,6 +97,19 @@ def test_where_training_saved_nothing_plans_lose_no_more_than_is_borne(
         for menu in [menus["onnx"]]
     }
     assert lost[0.8] < 0.1 < lost[0.97]
+
+
+def test_what_was_not_even_exported_speaks_against_fast_plans_too(menus: dict[str, Menu]) -> None:
+    """A network that lost its score is a failure, but one that tells how far to go."""
+    lost = attempt(0.1, 1e-5, steps=100)
+    figures = {"accuracy_drop": lost.trial.figures["accuracy_drop"]}
+    ruined = replace(lost, trial=Trial(lost.trial.recipe, figures, failure="not exported"))
+    broken = replace(lost, trial=Trial(lost.trial.recipe, failure="no operator for aten.odd"))
+    quickest = {
+        one: min(plan.latency for plan in first(menus, trial)[:-2])
+        for one, trial in (("ruined", ruined), ("broken", broken))
+    }
+    assert quickest["ruined"] > quickest["broken"]
 
 
 def test_the_first_plans_are_not_so_fast_that_nothing_could_learn(
