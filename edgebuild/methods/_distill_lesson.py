@@ -182,7 +182,8 @@ def _batch(
     student, teacher = work
     if size * (2 * TRAINED * student + teacher) <= settings.light_step:
         return 2 * size, size
-    affordable = int(settings.heavy_step / (TRAINED * student + teacher))
+    # As if the student were the whole network: a smaller one takes more steps in the same time.
+    affordable = int(settings.heavy_step / max((TRAINED + 1) * teacher, 1.0))
     size = min(size, max(affordable, FEWEST_FOR_STATISTICS))
     if plan.steps * size > settings.most_passes * len(rows):
         return size, size // 2

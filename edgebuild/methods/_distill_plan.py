@@ -85,8 +85,9 @@ class Settings:
         feature_weight: the weight of intermediate features that have the same shape in both.
         light_step: a step of no more floating-point operations than this gets as many images
             again, varied for the teacher to label: calling the operators takes as long.
-        heavy_step: a step of images that takes more than this gets fewer of them, down to the
-            fewest that BatchNorm's statistics can be taken of: more steps teach more.
+        heavy_step: where a step of the whole network takes more than this, all steps have fewer
+            images, down to the fewest that BatchNorm's statistics can be taken of: more steps teach
+            more.
         most_passes: trainings that pass more often than this over the same images vary half of
             each batch, however long a step takes.
         looks: how often the validation split is looked at, the first time before any training.

@@ -274,6 +274,7 @@ class Rounds:
     def attempt(self, proposals: Sequence[Proposal], deadline: float) -> tuple[Proposal, ...]:
         """Makes and measures; returns what there was time for."""
         recipes: dict[Recipe, Proposal] = {}
+        taken: dict[Recipe, float] = {}
         done: list[Proposal] = []
         with self.progress.step("Changing networks", total=len(proposals)) as step:
             for proposal in proposals:
@@ -282,8 +283,8 @@ class Rounds:
                 done.append(proposal)
                 begun = time.monotonic()
                 try:
-                    recipes[self._recipe(proposal)] = proposal
-                    self._note_pace(proposal, time.monotonic() - begun)
+                    recipe = self._recipe(proposal)
+                    recipes[recipe], taken[recipe] = proposal, time.monotonic() - begun
                 except EdgebuildError as error:
                     recipe = Recipe(proposal.name, proposal.format, (), (), proposal.reshaped)
                     failed = Trial(recipe, failure=told(error))
@@ -293,6 +294,9 @@ class Rounds:
         trials = [*measure(self.case, made, self.device, self.progress), *failures]
         self.found.attempts += [Attempt(recipes[trial.recipe], trial) for trial in trials]
         self.found.made += made
+        for one in made:
+            # Of the others' trainings some were given up, which says nothing about their pace.
+            self._note_pace(recipes[one.recipe], taken[one.recipe])
         self._learn()
         self.volumes.append(volume(self.case, self.found.trials))
         return tuple(done)
