@@ -103,7 +103,7 @@ def _between(
     for place in places:
         between = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
         latency = max(min(between, limits.latency), low * (1 + GAP))
-        yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
+        yield from _planned(menus, attempts, replace(limits, latency=latency), training, beliefs)
 
 
 def next_shapes(
@@ -133,7 +133,7 @@ def next_shapes(
     wishes = list(_wished(best))
     for wished in wishes:
         latency = max(wished, least)
-        yield from _planned(menus, replace(limits, latency=latency), training, beliefs)
+        yield from _planned(menus, attempts, replace(limits, latency=latency), training, beliefs)
     if training.is_possible:
         yield from _another_student(menus, students, attempts, wishes, training, limits)
 
@@ -162,36 +162,51 @@ def _are_out_of_reach(attempts: Sequence[Attempt]) -> bool:
 
 
 def _planned(
-    menus: Mapping[str, Menu], limits: Limits, training: Training, beliefs: Beliefs
+    menus: Mapping[str, Menu],
+    attempts: Sequence[Attempt],
+    limits: Limits,
+    training: Training,
+    beliefs: Beliefs,
 ) -> Iterator[Proposal]:
     """One plan for the first format's costs; the others get the same network."""
     first = next(iter(menus.values()))
-    # Losses of other families than quantization count less where training takes from them.
-    recovering = training.is_possible
+    # Losses of other families than quantization count less where training takes from them: where
+    # there is time for it, with about the work that is left, and where it has not come to nothing.
+    work = min(limits.latency / whole(first).latency, 1.0)
+    recovering = training.first_steps(work) > 0 and not _are_out_of_reach(attempts)
     found = plan(first, limits, beliefs.weight) if recovering else plan(first, limits)
     found = found or nearest(first, limits)
     offers = offers_of(first, found.reshaped)
-    yield from _realized(menus, offers, training, limits)
+    # What is trained gets back what fast precisions lose; else they may take all that is wished.
+    within = 0.0 if recovering and offers else limits.latency
+    yield from _realized(menus, offers, training, limits, within)
 
 
 def _realized(
-    menus: Mapping[str, Menu], offers: Sequence[Offer], training: Training, limits: Limits
+    menus: Mapping[str, Menu],
+    offers: Sequence[Offer],
+    training: Training,
+    limits: Limits,
+    within: float = 0.0,
 ) -> Iterator[Proposal]:
-    """One network in the formats that should be fast, with precisions that are and lose little."""
+    """One network in the formats that should be fast, with precisions that are and lose little.
+
+    With a latency, precisions need be no faster than that.
+    """
     work = work_of(next(iter(menus.values())), offers)
     shape = recovered(offers, training, work)
     planned = []
     for name, menu in menus.items():
-        found = _quick(settle(menu, offers), limits)
+        found = _quick(settle(menu, offers), limits, within)
         planned.append(Proposal("", name, shape, found.precisions, found.latency, work))
     least = min(proposal.latency for proposal in planned)
     yield from (proposal.named() for proposal in planned if proposal.latency <= CLOSE * least)
 
 
-def _quick(menu: Menu, limits: Limits) -> Plan:
+def _quick(menu: Menu, limits: Limits, within: float) -> Plan:
     """Of the fast precisions those that lose little; slower ones where bytes want them."""
     quickest = fastest(menu)
-    kept = replace(limits, latency=quickest.latency * SLACK)
+    kept = replace(limits, latency=max(quickest.latency * SLACK, within))
     found = plan(menu, kept)
     if found is None and min(limits.storage, limits.memory) < math.inf:
         found = plan(menu, replace(limits, latency=math.inf)) or nearest(menu, kept)

@@ -174,6 +174,12 @@ def test_where_nothing_can_be_trained_no_plan_loses_what_is_out_of_reach(
     assert lost[False] < 0.1 < lost[True]
 
 
+def test_where_nothing_is_trained_precisions_take_the_time_that_is_wished() -> None:
+    menus = {"onnx": menu()}
+    mixed = [set(one.precisions.values()) for one in first(menus, training=Training())]
+    assert {Precision.FP32, Precision.INT8_DYNAMIC} in mixed
+
+
 def test_a_latency_that_is_wished_is_tried_whatever_is_lost(menus: dict[str, Menu]) -> None:
     seen = Attempt(Proposal("rounded", "onnx"), tried(0.8, 1e-4, divergence=1e-3))
     wish = Limits(latency=1.2 * fastest(menus["onnx"]).latency)
