@@ -1,6 +1,8 @@
 # Everything installs into .venv from pyproject.toml and the exact releases in constraints.txt. Byte
 # code is left to the first import: of twenty thousand files few are imported, and to compile them
-# all takes as long as to fetch them.
+# all takes as long as to fetch them. That import must be allowed to keep it, or else each of the
+# many processes compiles all that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
