@@ -170,13 +170,11 @@ def _reason(error: Exception) -> str:
 def _calibrated(candidate: Candidate, source: Path) -> Ranges:
     """Each tensor's range over the calibration samples, of all tensors that could be integers."""
     graph = Graph.read(source, candidate.program)
-    worker = quantizer.Quantizer(str(source))
+    recipe = RecipeManager()
     static = Precision.INT8_STATIC
     quantizable = [s for s in candidate.program.sites if not NO_KERNEL.get((s.kind, static))]
-    add_rules(worker, graph, dict.fromkeys(quantizable, static))
+    add_rules(recipe, graph, dict.fromkeys(quantizable, static))
     rows = StoredSamples.open(candidate.calibration).rows(CALIBRATION_SAMPLES)
-    recipe = RecipeManager()
-    recipe.load_quantization_recipe(worker.get_quantization_recipe())
     calibrator = Calibrator(source.read_bytes(), num_threads=1, qsv_update_func=_wider)
     calibrator.calibrate({graph.signature: [graph.named_inputs(row) for row in rows]}, recipe)
     ranges: Ranges = calibrator.get_model_qsvs()
