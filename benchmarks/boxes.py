@@ -3,9 +3,11 @@
 A box is (top, left, bottom, right), as shares of the image's height and width.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
-from ssdlite import MAPS
+from ssdlite import sides
 
 # Liu et al. 2016, arXiv:1512.02325, with the constants of the published graph.
 SCALES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
@@ -17,11 +19,12 @@ OVERLAP_OF_ONE_OBJECT = 0.6
 Array = NDArray[np.float32]
 
 
-def detected(encodings: Array, logits: Array, threshold: float) -> Array:
+def detected(encodings: Array, logits: Array, anchors: Array, threshold: float) -> Array:
     """The boxes of one image that are a person with a probability above the threshold.
 
     Args:
-        encodings: (1917, 4), and `logits`, (1917, 2), as the network returns them.
+        encodings: (count, 4), and `logits`, (count, 2), as the network returns them, relative to
+            `anchors`, (count, 4).
 
     Returns:
         (count, 4), the surest first; of boxes that overlap much only the surest.
@@ -29,15 +32,15 @@ def detected(encodings: Array, logits: Array, threshold: float) -> Array:
     probabilities = 1 / (1 + np.exp(-logits[:, 1].astype(np.float64)))
     sure = np.flatnonzero(probabilities > threshold)
     order = sure[np.argsort(-probabilities[sure], kind="stable")]
-    boxes = decoded(encodings)[order]
+    boxes = decoded(encodings, anchors)[order]
     return boxes[_distinct(boxes)]
 
 
-def decoded(encodings: Array) -> Array:
-    """Every anchor's box, (1917, 4), cut at the borders of the image."""
+def decoded(encodings: Array, anchors: Array) -> Array:
+    """Every anchor's box, (count, 4), cut at the borders of the image."""
     shifts, growths = np.split(encodings / VARIANCES, 2, axis=1)
-    centers = ANCHORS[:, :2] + shifts * ANCHORS[:, 2:]
-    halves = ANCHORS[:, 2:] * np.exp(growths) / 2
+    centers = anchors[:, :2] + shifts * anchors[:, 2:]
+    halves = anchors[:, 2:] * np.exp(growths) / 2
     return np.concatenate([centers - halves, centers + halves], axis=1).clip(0, 1)
 
 
@@ -58,10 +61,14 @@ def overlaps(boxes: Array, others: Array) -> Array:
     return shares
 
 
-def _anchors() -> Array:
-    """Center and size of every anchor, (1917, 4): map by map, row by row, shape by shape."""
+@lru_cache
+def anchors(size: int) -> Array:
+    """Center and size of every anchor, (count, 4): map by map, row by row, shape by shape.
+
+    They are shares of an image of `size` pixels, whose maps have `sides(size)`.
+    """
     found = []
-    for level, (side, _, _) in enumerate(MAPS):
+    for level, side in enumerate(sides(size)):
         rows, columns = np.mgrid[0:side, 0:side]
         centers = (np.stack([rows, columns], axis=-1).reshape(-1, 2) + 0.5) / side
         shapes = np.array([(scale / ratio**0.5, scale * ratio**0.5) for scale, ratio in _at(level)])
@@ -97,6 +104,3 @@ def _matches(found: Array, wanted: Array, overlap: float) -> int:
             shares[:, row.argmax()] = 0
             hits += 1
     return hits
-
-
-ANCHORS = _anchors()

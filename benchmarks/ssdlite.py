@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+# What it was trained at: the side length of the images, in pixels.
 SIZE = 300
 CLASSES = 2  # background, person
 # stride, expansion, output channels, repeats
@@ -24,28 +25,37 @@ STAGES = (
 )
 # Behind the backbone: middle and output channels of the layers that halve the map.
 EXTRAS = ((256, 512), (128, 256), (128, 256), (64, 128))
-# Where boxes are looked for: side length and channels of each map, and boxes at each place.
-MAPS = ((19, 576, 3), (10, 1280, 6), (5, 512, 6), (3, 256, 6), (2, 256, 6), (1, 128, 6))
+# Where boxes are looked for: stride and channels of each map, and boxes at each place.
+MAPS = (
+    (16, 576, 3),
+    (32, 1280, 6),
+    (64, 512, 6),
+    (128, 256, 6),
+    (256, 256, 6),
+    (512, 128, 6),
+)
 
 
 class SsdLite(nn.Module):
-    """Images (N, 3, 300, 300) from -1 to 1 become box encodings (N, 1917, 4) and class logits.
+    """Images (N, 3, size, size) from -1 to 1 become box encodings (N, count, 4) and class logits.
 
-    The logits, (N, 1917, 2), are of background and person; both are relative to the anchors of
-    `boxes.anchors`, in their order.
+    The logits, (N, count, 2), are of background and person; both are relative to the anchors of
+    `boxes.anchors`, in their order: 1917 at 300 pixels.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = SIZE) -> None:
         super().__init__()
         # The first map is the middle of a block: its widened channels.
-        self.fine, self.coarse = _backbone()
+        self.fine, self.coarse = _backbone(size)
         self.extras = nn.ModuleList(
             nn.Sequential(
                 *_convolution(channels, middle),
-                *_convolution(middle, middle, 3, 2, groups=middle, size=size),
+                *_convolution(middle, middle, 3, 2, groups=middle, size=side),
                 *_convolution(middle, out_channels),
             )
-            for (size, channels, _), (middle, out_channels) in zip(MAPS[1:], EXTRAS, strict=False)
+            for side, (_, channels, _), (middle, out_channels) in zip(
+                sides(size)[1:], MAPS[1:], EXTRAS, strict=False
+            )
         )
         self.boxes = nn.ModuleList(_head(channels, 4 * count) for _, channels, count in MAPS)
         self.scores = nn.ModuleList(_head(channels, CLASSES * count) for _, channels, count in MAPS)
@@ -57,6 +67,11 @@ class SsdLite(nn.Module):
         boxes = [_rows(head(map_), 4) for head, map_ in zip(self.boxes, maps, strict=True)]
         scores = [_rows(head(map_), CLASSES) for head, map_ in zip(self.scores, maps, strict=True)]
         return torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
+
+
+def sides(size: int) -> list[int]:
+    """The side length of every map, for images of `size` pixels."""
+    return [-(-size // stride) for stride, _, _ in MAPS]
 
 
 class InvertedResidual(nn.Module):
@@ -78,9 +93,9 @@ class InvertedResidual(nn.Module):
         return inputs + outputs if self.residual else outputs
 
 
-def pretrained(constants: Mapping[str, NDArray[np.float32]]) -> SsdLite:
+def pretrained(constants: Mapping[str, NDArray[np.float32]], size: int = SIZE) -> SsdLite:
     """The network in eval mode, with the constants of the published graph."""
-    network = SsdLite()
+    network = SsdLite(size)
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
     names = _published_names()
     for layer in layers:
@@ -90,15 +105,15 @@ def pretrained(constants: Mapping[str, NDArray[np.float32]]) -> SsdLite:
     return network.eval()
 
 
-def _backbone() -> tuple[nn.Sequential, nn.Sequential]:
-    """MobileNetV2 without its head, cut in the middle of the block that makes the map 10x10."""
-    fine: list[nn.Module] = _convolution(3, 32, 3, 2, size=SIZE)
+def _backbone(image: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """MobileNetV2 without its head, cut in the middle of the block that makes the second map."""
+    fine: list[nn.Module] = _convolution(3, 32, 3, 2, size=image)
     coarse: list[nn.Module] = []
-    channels, size = 32, SIZE // 2
+    channels, size = 32, -(-image // 2)
     for stride, expansion, out_channels, repeats in STAGES:
         for repeat in range(repeats):
             first = stride if repeat == 0 else 1
-            if first == 2 and size == MAPS[0][0]:
+            if first == 2 and size == sides(image)[0]:
                 wide = channels * expansion
                 fine += _convolution(channels, wide)
                 coarse = _narrowing(wide, out_channels, first, size)

@@ -8,7 +8,7 @@ import pedestrians
 import pytest
 import ssdlite
 import torch
-from boxes import detected, overlaps, recall
+from boxes import anchors, detected, overlaps, recall
 from data_files import package_file
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,7 +60,7 @@ def test_the_network_finds_what_tensorflow_finds(network: ssdlite.SsdLite) -> No
         encodings, logits = (output[0].numpy() for output in network(image))
     assert encodings.shape == (1917, 4)
     assert logits.shape == (1917, 2)
-    found = detected(encodings, logits, 0.3)
+    found = detected(encodings, logits, anchors(300), 0.3)
     assert found == pytest.approx(np.array([box for box, _ in IN_BUS]), abs=1e-3)
     surest = torch.from_numpy(logits[:, 1]).sigmoid().max()
     assert surest == pytest.approx(IN_BUS[0][1], abs=1e-4)
@@ -89,7 +89,7 @@ def test_a_view_is_a_part_of_its_photograph() -> None:
     image = torch.arange(400.0).repeat(3, 600, 1) / 4
     # Half as high and wide, from the middle; not mirrored; as light as before.
     view = pedestrians._view(image, [0, 0, 0.5, 0.5, 1, 0.5, 0.5])
-    assert view.shape == (3, 300, 300)
+    assert view.shape == (3, pedestrians.SIZE, pedestrians.SIZE)
     assert view[0, 0, 0] == 25
     assert view[0, 0, -1] == 75
     mirrored = pedestrians._view(image, [0, 0, 0.5, 0.5, 0, 0.5, 0.5])
@@ -100,7 +100,7 @@ def test_a_view_is_a_part_of_its_photograph() -> None:
 
 
 def test_an_anchor_without_shift_is_its_own_box() -> None:
-    decoded = boxes.decoded(np.zeros((1917, 4), np.float32))
+    decoded = boxes.decoded(np.zeros((1917, 4), np.float32), anchors(300))
     # The fourth map's middle place: square, and three times as wide as high.
     middle = 6 * (10 * 10 + 5 * 5) + 3 * 19 * 19 + 6 * 4
     assert decoded[middle] == pytest.approx(0.5 + 0.325 * np.array([-1, -1, 1, 1]))
@@ -114,8 +114,8 @@ def test_of_boxes_that_overlap_much_only_the_surest_stays() -> None:
     encodings = np.zeros((1917, 4), np.float32)
     last = 1916  # nearly the whole image
     logits[[5, last, last - 5], 1] = [1, 2, 3]
-    found = detected(encodings, logits, 0.5)
-    assert found == pytest.approx(boxes.decoded(encodings)[[last - 5, 5]])
+    found = detected(encodings, logits, anchors(300), 0.5)
+    assert found == pytest.approx(boxes.decoded(encodings, anchors(300))[[last - 5, 5]])
 
 
 def test_a_found_box_counts_once() -> None:
