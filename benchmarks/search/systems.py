@@ -30,7 +30,6 @@ from edgebuild.search.propose import recovered, work_of
 from edgebuild.search.training import Training
 from edgebuild.vocabulary.artifact import Artifact
 from edgebuild.vocabulary.contracts import Device, Progress
-from edgebuild.vocabulary.measurement import Measurement
 from edgebuild.vocabulary.offer import Offer, Part
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.target import Preference
@@ -57,7 +56,7 @@ SEARCHES: Mapping[str, tuple[tuple[str, ...], tuple[Precision, ...]]] = {
 SYSTEMS = ("float", "runtime-int8", *SEARCHES, "random")
 # INT8 of the whole network spares at most a tenth of its layers, and changes how they are rounded.
 WHOLE, ROUNDING = 0.9, {"round", "distill"}
-# Latencies of two artifacts are taken in turns: what the machine does besides hits both alike.
+# Latencies are taken in turns with the float network's: what the machine does besides hits both.
 TURNS, TURN = 5, Effort(seconds=0.3, count=64)
 
 
@@ -122,11 +121,17 @@ def rows_of(
 
 
 def survey_once(case: Case, device: Device, progress: Progress) -> None:
-    """Fills the cache with what every search asks first: uniform candidates, offers and costs."""
+    """Fills the cache with what all searches ask first, and with what they are compared with.
+
+    Uniform candidates, offers and costs; the float network's outputs for the test split.
+    """
     for system in SEARCHES:
         wishes, found = _wishes(system, 0, 0.0), Found()
         try_uniform(case, wishes, found, device, progress)
         Rounds(case, wishes, found, device, progress).prepare()
+    case.reference(case.test)
+    for artifact in _whole(case, device, progress).values():
+        outputs_of(case, artifact, case.test, device)
 
 
 def _wishes(system: str, seed: int, minutes: float) -> Wishes:
@@ -150,31 +155,20 @@ class Bench:
     device: Device
 
     def row(self, system: str, seed: int, artifact: Artifact, begun: float) -> Row:
-        score, float_score = self._score(artifact), self._float_score
-        return {
-            "system": system,
-            "seed": seed,
-            "runtime": artifact.runtime,
-            "score": score,
-            "score_lost": (float_score - score) * 100,
-            "latency_ratio": self._ratio(artifact),
-            "bytes": artifact.size,
-            "hypervolume": None,
-            "evaluations": 1,
-            "seconds": time.monotonic() - begun,
-        }
+        return self._row(system, seed, artifact, self._ratios([artifact])[0], begun)
 
     def found_row(self, system: str, seed: int, found: Found, begun: float) -> Row:
         """What the search would deliver: the fastest that keeps the score, within one point."""
         best = choose(found.trials, Preference.LATENCY)
         assert best is not None, "the float network is among them"
         artifacts = {one.recipe.digest: one.artifact for one in found.made}
-        row = self.row(system, seed, artifacts[best.recipe.digest], begun)
+        kept = [artifacts[trial.recipe.digest] for trial in (best, *frontier(found.trials))]
+        ratios = self._ratios(kept)
         return {
-            **row,
+            **self._row(system, seed, kept[0], ratios[0], begun),
             "recipe": best.recipe.name,
             "layers": best.recipe.summary,
-            "hypervolume": self._hypervolume(found, artifacts),
+            "hypervolume": self._hypervolume(kept[1:], ratios[1:]),
             "evaluations": len(found.made),
             "whole_int8": list(self._whole_int8(found, artifacts)),
             "planned": [
@@ -213,35 +207,39 @@ class Bench:
         outputs = outputs_of(self.case, artifact, self.case.test, self.device)
         return self.case.score(outputs, self.case.test)
 
-    def _ratio(self, artifact: Artifact) -> float:
-        """The float network's median latency over the artifact's, the median of several turns."""
-        whole = self.whole[artifact.format]
-        ratios = []
-        for _ in range(TURNS):
-            pair = [self._clock(one) for one in (whole, artifact)]
-            medians = [statistics.median(taken.latencies) for taken in pair]
-            ratios.append(medians[0] / medians[1])
-        return statistics.median(ratios)
-
-    def _clock(self, artifact: Artifact) -> Measurement:
-        threads = runtime_facts(self.case.target, artifact.runtime).threads
-        return clock(artifact, self.case.calibration, threads, self.device, TURN)
-
-    def _hypervolume(self, found: Found, artifacts: Mapping[str, Artifact]) -> float:
+    def _hypervolume(self, kept: list[Artifact], ratios: list[float]) -> float:
         """Of the frontier on validation data, by its scores on test data."""
-        latencies = {
-            trial.recipe.format: trial.figures["latency_p50"].value
-            for trial in found.trials
-            if trial.recipe.name == "fp32" and not trial.failure
+        losses = [max(self._float_score - self._score(artifact), 0.0) for artifact in kept]
+        return halvings([(loss, 1 / ratio) for loss, ratio in zip(losses, ratios, strict=True)])
+
+    def _ratios(self, artifacts: list[Artifact]) -> list[float]:
+        """The float network's median latency over each artifact's, the median of several turns."""
+        taken: list[list[float]] = [[] for _ in artifacts]
+        for _ in range(TURNS):
+            whole = {name: self._median(one) for name, one in self.whole.items()}
+            for artifact, ratios in zip(artifacts, taken, strict=True):
+                ratios.append(whole[artifact.format] / self._median(artifact))
+        return [statistics.median(ratios) for ratios in taken]
+
+    def _median(self, artifact: Artifact) -> float:
+        threads = runtime_facts(self.case.target, artifact.runtime).threads
+        taken = clock(artifact, self.case.calibration, threads, self.device, TURN)
+        return statistics.median(taken.latencies)
+
+    def _row(self, system: str, seed: int, artifact: Artifact, ratio: float, begun: float) -> Row:
+        score, float_score = self._score(artifact), self._float_score
+        return {
+            "system": system,
+            "seed": seed,
+            "runtime": artifact.runtime,
+            "score": score,
+            "score_lost": (float_score - score) * 100,
+            "latency_ratio": ratio,
+            "bytes": artifact.size,
+            "hypervolume": None,
+            "evaluations": 1,
+            "seconds": time.monotonic() - begun,
         }
-        points = [
-            (
-                max(self._float_score - self._score(artifacts[trial.recipe.digest]), 0.0),
-                trial.figures["latency_p50"].value / latencies[trial.recipe.format],
-            )
-            for trial in frontier(found.trials)
-        ]
-        return halvings(points)
 
 
 def _at_random(
