@@ -44,7 +44,7 @@ class _Moments:
 def statistics_of(network: nn.Module, samples: StoredSamples) -> Statistics:
     """What comes to every BatchNorm of a network in eval mode; empty where there is none."""
     moments: dict[str, _Moments] = defaultdict(_Moments)
-    norms = _referable(network)
+    norms = referable(network)
     if not norms:
         return {}
     with watching(norms, lambda path, value: moments[path].add(value)):
@@ -66,13 +66,13 @@ def referred(network: nn.Module, statistics: Statistics) -> nn.Module:
     if not statistics:
         return network
     changed = copy.deepcopy(network).eval()
-    norms = _referable(changed)
+    norms = referable(changed)
     for path, seen in statistics.items():
         _refer(norms[path], *seen)
     return changed
 
 
-def _referable(network: nn.Module) -> dict[str, Norm]:
+def referable(network: nn.Module) -> dict[str, Norm]:
     """Those with something to make up for other statistics, by path."""
     return {path: norm for path, norm in plain_norms(network) if norm.affine}
 

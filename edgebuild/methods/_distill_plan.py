@@ -27,9 +27,6 @@ class Grid(StrEnum):
 FEWEST_STEPS_BETWEEN_LOOKS = 20
 ROWS_A_STEP = 25
 
-# Statistics of fewer samples than this are worse than those of the network before it was pruned.
-FEWEST_FOR_STATISTICS = 8
-
 # The share of the steps that a changed network learns in float, before it does on a grid.
 FLOAT_SHARE = 0.75
 

@@ -6,7 +6,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from edgebuild.methods._batch_norm_repair import (
+    FEWEST,
+    batch_norms,
+    former_momenta,
+    from_the_first,
+)
 from edgebuild.methods._distill_data import seeded
-from edgebuild.methods._distill_plan import FEWEST_FOR_STATISTICS, Plan, Settings
+from edgebuild.methods._distill_plan import Plan, Settings
 from edgebuild.methods._fake_quantization import RoundedInput
 from edgebuild.vocabulary.contracts import Progress
 from edgebuild.vocabulary.errors import MethodFailed
@@ -197,11 +203,11 @@ class Training(Generic[TeachingT, JudgingT]):
         Those that followed the batches are of the last few of these, and of weights that have
         moved since (Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv 2105.07576).
         """
-        norms = _batch_norms(self.student)
-        if not norms or self.lesson.batch_size < FEWEST_FOR_STATISTICS:
+        norms = batch_norms(self.student)
+        if not norms or self.lesson.batch_size < FEWEST:
             return
         _let_follow(self.student, BatchNorm)
-        with _from_the_first(norms), torch.no_grad():
+        with from_the_first(norms), torch.no_grad():
             for step in range(min(LAST_BATCHES, self.lesson.plan.steps)):
                 torch.manual_seed(seeded(self.lesson.plan.seed, 3, step).initial_seed())
                 self.student(*self.lesson.batch(step)[1])
@@ -215,7 +221,7 @@ class Training(Generic[TeachingT, JudgingT]):
         """What follows the batches: ranges, and statistics where a batch is large enough."""
         if self.step >= SETTLED * self.lesson.plan.steps:
             return ()
-        is_large = self.lesson.batch_size >= FEWEST_FOR_STATISTICS
+        is_large = self.lesson.batch_size >= FEWEST
         return (RoundedInput, BatchNorm) if is_large else (RoundedInput,)
 
     def look(self) -> None:
@@ -277,36 +283,11 @@ def _quick_to_follow(network: nn.Module, step: int) -> Iterator[None]:
 
     Of thirty steps the usual momentum of 0.1 would leave a trace of them to the end.
     """
-    norms = [one for one in _batch_norms(network) if one.momentum is not None]
-    with _former_momenta(norms):
+    norms = [one for one in batch_norms(network) if one.momentum is not None]
+    with former_momenta(norms):
         for norm in norms:
             norm.momentum = max(cast(float, norm.momentum), 1 / (step + 1))
         yield
-
-
-@contextmanager
-def _from_the_first(norms: Sequence[BatchNorm]) -> Iterator[None]:
-    """Forgets the statistics, and lets them be the average of all batches that come."""
-    with _former_momenta(norms):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-        yield
-
-
-@contextmanager
-def _former_momenta(norms: Sequence[BatchNorm]) -> Iterator[None]:
-    """Gives them back afterwards."""
-    momenta = [norm.momentum for norm in norms]
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-
-
-def _batch_norms(network: nn.Module) -> list[BatchNorm]:
-    return [module for module in network.modules() if isinstance(module, BatchNorm)]
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -334,5 +315,5 @@ def optimizer_for(student: nn.Module, settings: Settings) -> torch.optim.Optimiz
         {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
     ]
-    rate = settings.learning_rate * (1.0 if _batch_norms(student) else RATE_WITHOUT_NORM)
+    rate = settings.learning_rate * (1.0 if batch_norms(student) else RATE_WITHOUT_NORM)
     return torch.optim.AdamW(groups, lr=rate)

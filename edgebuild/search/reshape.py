@@ -12,6 +12,7 @@ from torch import nn
 from edgebuild import catalog
 from edgebuild.cache import digest
 from edgebuild.capture import capture, read
+from edgebuild.methods._batch_norm_repair import repaired
 from edgebuild.search.case import Case
 from edgebuild.vocabulary.contracts import Progress, Stage, Workplace
 from edgebuild.vocabulary.offer import Choice, Part
@@ -19,6 +20,8 @@ from edgebuild.vocabulary.program import Program
 from edgebuild.vocabulary.recipe import change_words
 
 Reshaped = Sequence[tuple[Part, Choice]]
+# After these stages activations have other statistics than before.
+REPAIRED = (Stage.SHRINK, Stage.FACTORIZE)
 
 
 def reshaped_program(case: Case, reshaped: Reshaped, progress: Progress) -> Program:
@@ -79,7 +82,8 @@ def _changed(case: Case, reshaped: Reshaped, workplace: Workplace) -> nn.Module:
     earlier, last = _split(reshaped)
     network = reshaped_network(case, earlier, workplace.progress)
     method = catalog.method(last[0][1].method)
-    return method.apply(network, dict(last), case.lesson, workplace)
+    changed = method.apply(network, dict(last), case.lesson, workplace)
+    return repaired(changed, case.lesson) if method.stage in REPAIRED else changed
 
 
 class _Unstored(Exception):
