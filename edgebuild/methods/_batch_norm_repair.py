@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from edgebuild.methods._batch_norm_statistics import referable
 from edgebuild.methods._distill_data import Rows, open_rows
 from edgebuild.methods._distill_loss import leaves, read_output
+from edgebuild.methods._kept_memory import kept_memory
 from edgebuild.vocabulary.workload import Workload
 
 LOG = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ FEWEST = 8
 # So many samples tell them, as every position of a feature map counts.
 MOST_SAMPLES = 128
 # How many samples are normalized together: fewer where they are large, in bytes.
-TOGETHER, BYTES_TOGETHER = 64, 64e6
+TOGETHER, BYTES_TOGETHER = 32, 64e6
 
 Batch = tuple[Tensor, ...]
 
@@ -42,7 +43,8 @@ def repaired(network: nn.Module, workload: Workload) -> nn.Module:
     norms = referable(network)
     if not norms:
         return network
-    with open_rows(workload.calibration, workload.example, "calibration") as rows:
+    calibration = open_rows(workload.calibration, workload.example, "calibration")
+    with calibration as rows, kept_memory():
         if len(rows) < FEWEST:
             return network
         changed = copy.deepcopy(network).eval()

@@ -34,9 +34,9 @@ RISING = 0.05
 LAST_RATE = 0.01
 # The share of the steps after which statistics and ranges stay as they are.
 SETTLED = 0.8
-# Batches that show the ranges of activations before the first step, and at most so many that the
-# statistics are taken of after the last one.
-FIRST_BATCHES, LAST_BATCHES = 4, 32
+# Batches that show the ranges of activations before the first step, that the statistics are taken
+# of at every look, and at most so many after the last step.
+FIRST_BATCHES, LATEST_BATCHES, LAST_BATCHES = 4, 4, 32
 WEIGHT_DECAY = 1e-4
 # A network without BatchNorm bears this share of the learning rate.
 RATE_WITHOUT_NORM = 0.1
@@ -198,20 +198,25 @@ class Training(Generic[TeachingT, JudgingT]):
         self.step += 1
 
     def finish(self) -> None:
-        """Looks once more, with statistics of many batches at once.
+        """Scores the student once more, with statistics of many batches at once."""
+        if batch_norms(self.student) and self.lesson.batch_size >= FEWEST:
+            self.follow_anew(range(min(LAST_BATCHES, self.lesson.plan.steps)))
+            self._compare()
+
+    def follow_anew(self, steps: range) -> None:
+        """Takes the statistics of the batches of these steps, where there are any.
 
         Those that followed the batches are of the last few of these, and of weights that have
         moved since (Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv 2105.07576).
         """
         norms = batch_norms(self.student)
-        if not norms or self.lesson.batch_size < FEWEST:
+        if not norms:
             return
         _let_follow(self.student, BatchNorm)
         with from_the_first(norms), torch.no_grad():
-            for step in range(min(LAST_BATCHES, self.lesson.plan.steps)):
+            for step in steps:
                 torch.manual_seed(seeded(self.lesson.plan.seed, 3, step).initial_seed())
                 self.student(*self.lesson.batch(step)[1])
-        self.look()
 
     def descend(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
@@ -230,6 +235,11 @@ class Training(Generic[TeachingT, JudgingT]):
         Of equal scores the later is the best: what was trained for longer is nearer to the
         teacher. It is no reason to wait for longer.
         """
+        if self.step and BatchNorm in self._followers():
+            self.follow_anew(range(max(self.step - LATEST_BATCHES, 0), self.step))
+        self._compare()
+
+    def _compare(self) -> None:
         self.student.eval()
         self.score = self.judge(self.student)
         self.waited = 0 if self.score > self.best_score else self.waited + 1

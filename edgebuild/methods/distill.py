@@ -26,7 +26,7 @@ from edgebuild.methods._distill_lesson import (
 )
 from edgebuild.methods._distill_loss import leaves
 from edgebuild.methods._distill_plan import Grid, Plan, Settings
-from edgebuild.methods._distill_train import Training, seconds_of, train
+from edgebuild.methods._distill_train import LATEST_BATCHES, Training, seconds_of, train
 from edgebuild.methods._fake_quantization import fake_quantize, leave_rounded
 from edgebuild.methods._kept_memory import kept_memory
 from edgebuild.vocabulary.contracts import WORKPLACE, Stage, Workplace
@@ -192,6 +192,7 @@ def seconds_per_step(
         )
         look = few * len(judge.numbers) / len(some)
         looks = 1 + plan.steps / training.steps_between_looks
+        look += seconds_of(lambda: training.follow_anew(range(LATEST_BATCHES)))
     return Seconds(step + look * looks / plan.steps)
 
 

@@ -461,12 +461,19 @@ def test_statistics_of_batch_norm_follow_and_then_stay() -> None:
     assert (now.running_var - wanted).norm() < 0.5 * (was.running_var - wanted).norm()
 
 
-def test_in_the_end_statistics_are_those_of_many_batches_at_once() -> None:
+@pytest.mark.parametrize("when", ["looked at", "finished"])
+def test_a_student_is_scored_with_statistics_of_many_batches_at_once(when: str) -> None:
     specimen = normalized()
-    with QUICK.training(specimen.network, zoo_workload(specimen), Plan(4)) as training:
+    with QUICK.training(specimen.network, zoo_workload(specimen), Plan(50)) as training:
         training.begin()
-        batches = [training.lesson.batch(step)[1][0] for step in range(4)]
-        training.finish()
+        training.step = 32
+        # Not those of the latest batch alone, with a trace of those before it.
+        steps = range(28, 32) if when == "looked at" else range(32)
+        batches = [training.lesson.batch(step)[1][0] for step in steps]
+        if when == "looked at":
+            training.look()
+        else:
+            training.finish()
     seen = [specimen.network[0](batch) for batch in batches]  # type: ignore[index]
     mean = torch.stack([one.mean((0, 2, 3)) for one in seen]).mean(0)
     variance = torch.stack([one.var((0, 2, 3)) for one in seen]).mean(0)
