@@ -55,8 +55,7 @@ def accuracy_of(case: Case, outputs: list[np.ndarray], samples: StoredSamples) -
     reference = case.reference(samples)
 
     def scores(rows: np.ndarray | None = None) -> tuple[float, float]:
-        own, other = (case.score(at(rows, each), samples, rows) for each in (reference, outputs))
-        return own, other
+        return case.own_score(samples, rows), case.score(at(rows, outputs), samples, rows)
 
     own, score = scores()
     lost = _lost(own, score)
@@ -89,10 +88,7 @@ def ruin(case: Case, program: Program) -> Figure | None:
     numbers = np.array(samples.numbers(GLANCED))
     outputs = case.reference(samples, program, GLANCED)
     try:
-        own, score = (
-            case.score(each, samples, numbers)
-            for each in (at(numbers, case.reference(samples)), outputs)
-        )
+        own, score = case.own_score(samples, numbers), case.score(outputs, samples, numbers)
     except InvalidWorkload:
         return None
     if own <= 0 or score >= LEAST_KEPT * own:

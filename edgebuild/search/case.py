@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -47,6 +46,8 @@ class Case:
     # Networks in memory: what every change begins with, so that methods find again what they found
     # out about it; and what cannot be stored, because its classes have no importable name.
     held: dict[str, torch.nn.Module] = field(default_factory=dict)
+    # The network's own scores, by split and rows: every candidate is compared with the same ones.
+    own_scores: dict[tuple[str, bytes], float] = field(default_factory=dict, init=False)
 
     @property
     def lesson(self) -> Workload:
@@ -127,10 +128,22 @@ class Case:
         code = getattr(score, "__code__", None)
         return digest(_words(code)) if code else str(score and type(score).__qualname__)
 
-    @cached_property
+    def own_score(self, samples: StoredSamples, rows: np.ndarray | None = None) -> float:
+        """The network's own score on a split, or on the samples of these numbers; computed once.
+
+        Raises:
+            InvalidWorkload: as `score`.
+        """
+        key = samples.digest, b"" if rows is None else rows.tobytes()
+        if key not in self.own_scores:
+            outputs = at(rows, self.reference(samples))
+            self.own_scores[key] = self.score(outputs, samples, rows)
+        return self.own_scores[key]
+
+    @property
     def float_score(self) -> float:
         """The network's own score on the validation split."""
-        return self.score(self.reference(self.validation), self.validation)
+        return self.own_score(self.validation)
 
 
 def at(rows: np.ndarray | None, arrays: list[np.ndarray]) -> list[np.ndarray]:

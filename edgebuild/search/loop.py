@@ -23,7 +23,7 @@ from edgebuild.search.judge import choose
 from edgebuild.search.learn import believed, learn
 from edgebuild.search.make import make
 from edgebuild.search.measure import measure
-from edgebuild.search.menu import Limits, Menu, settle
+from edgebuild.search.menu import Limits, Menu
 from edgebuild.search.plan import appraise, whole
 from edgebuild.search.pricing import menus
 from edgebuild.search.proposal import Attempt, Proposal
@@ -359,7 +359,7 @@ def _memory_factor(found: Found) -> float:
     ratios = [1.0]
     for menu, attempt in _unchanged(found):
         if attempt.trial.recipe.is_float:
-            planned = whole(settle(menu, ())).memory
+            planned = whole(menu).memory
             ratios.append(attempt.trial.figures["memory"].value / max(planned, 1))
     return max(ratios)
 

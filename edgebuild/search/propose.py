@@ -237,7 +237,7 @@ def _another_student(
 
 def work_of(menu: Menu, offers: Sequence[Offer]) -> float:
     """What the network computes after the offers, as a share of the whole one, in float."""
-    return whole(settle(menu, offers)).latency / whole(settle(menu, ())).latency
+    return whole(settle(menu, offers)).latency / whole(menu).latency
 
 
 def recovered(offers: Sequence[Offer], training: Training, work: float) -> Shape:
