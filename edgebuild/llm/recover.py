@@ -260,15 +260,15 @@ class Lesson:
     def batch_size(self) -> int:
         return self.settings.batch_size
 
-    def batch(self, step: int) -> tuple[np.ndarray, tuple[Tensor, ...]]:
-        """The numbers of this process's stretches [stretches], and their tokens."""
+    def plain_inputs(self, step: int) -> tuple[Tensor, ...]:
+        """The tokens of this process's stretches, (stretches, length)."""
         numbers = batch_numbers(step, self.batch_size, len(self.stretches), self.plan.seed)
         own = numbers[self.machine.process_index :: self.machine.num_processes]
-        return own, (torch.from_numpy(self.stretches[own]).to(self.machine.device),)
+        return (torch.from_numpy(self.stretches[own]).to(self.machine.device),)
 
     def loss(self, student: nn.Module, step: int) -> Tensor:
         """Nats a token, times the squared temperature."""
-        _, (tokens,) = self.batch(step)
+        (tokens,) = self.plain_inputs(step)
         temperature, share = self.settings.temperature, self.settings.label_weight
         return _distance(student, self.teacher, tokens, temperature, share)
 

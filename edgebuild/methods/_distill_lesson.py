@@ -106,7 +106,7 @@ class Lesson:
 
     def batch(self, step: int) -> tuple[np.ndarray, Tensors]:
         """The numbers of a step's rows, and the inputs; the last ones of these are varied."""
-        numbers = batch_numbers(step, self.batch_size, len(self.rows), self.plan.seed)
+        numbers = self._numbers(step)
         inputs = self.rows.take(numbers)
         if self.varied_rows:
             plain = self.plain_rows
@@ -116,6 +116,13 @@ class Lesson:
                 for tensor, other in zip(inputs, changed, strict=True)
             )
         return numbers, laid_out(inputs, self.layout)
+
+    def plain_inputs(self, step: int) -> Tensors:
+        """The inputs of a step's rows, none of them varied."""
+        return laid_out(self.rows.take(self._numbers(step)), self.layout)
+
+    def _numbers(self, step: int) -> np.ndarray:
+        return batch_numbers(step, self.batch_size, len(self.rows), self.plan.seed)
 
     def _taught(self, numbers: np.ndarray, inputs: Tensors) -> Sequence[Tensor]:
         if not self.known:

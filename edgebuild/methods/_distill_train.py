@@ -62,8 +62,8 @@ class Teaching(Protocol):
     @property
     def batch_size(self) -> int: ...
 
-    def batch(self, step: int) -> tuple[np.ndarray, tuple[Tensor, ...]]:
-        """The numbers of a step's rows, and the inputs."""
+    def plain_inputs(self, step: int) -> tuple[Tensor, ...]:
+        """The inputs of a step's rows as a network meets them in use."""
         ...
 
     def loss(self, student: nn.Module, step: int) -> Tensor: ...
@@ -175,7 +175,7 @@ class Training(Generic[TeachingT, JudgingT]):
         _let_follow(self.student, RoundedInput)
         with torch.no_grad():
             for step in range(FIRST_BATCHES):
-                self.student(*self.lesson.batch(step)[1])
+                self.student(*self.lesson.plain_inputs(step))
         self.look()
         self.first_score = self.score
 
@@ -206,8 +206,9 @@ class Training(Generic[TeachingT, JudgingT]):
     def follow_anew(self, steps: range) -> None:
         """Takes the statistics of the batches of these steps, where there are any.
 
-        Those that followed the batches are of the last few of these, and of weights that have
-        moved since (Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv 2105.07576).
+        Those that followed the batches are of the last few of these, of weights that have moved
+        since, and of variations (Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv
+        2105.07576).
         """
         norms = batch_norms(self.student)
         if not norms:
@@ -216,7 +217,7 @@ class Training(Generic[TeachingT, JudgingT]):
         with from_the_first(norms), torch.no_grad():
             for step in steps:
                 torch.manual_seed(seeded(self.lesson.plan.seed, 3, step).initial_seed())
-                self.student(*self.lesson.batch(step)[1])
+                self.student(*self.lesson.plain_inputs(step))
 
     def descend(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]

@@ -249,7 +249,7 @@ class Rounds:
             taken = format_time(training.seconds(STEPS[0], CUT_DEEPLY))
             self.progress.say(
                 f"[yellow]nothing is trained: {STEPS[0]} steps with a quarter of the network take "
-                f"{taken}, which is too much of the time; give more --minutes"
+                f"{taken}, too much of the time that is left; give more --minutes"
             )
         return training
 

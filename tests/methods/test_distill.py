@@ -469,7 +469,7 @@ def test_a_student_is_scored_with_statistics_of_many_batches_at_once(when: str) 
         training.step = 32
         # Not those of the latest batch alone, with a trace of those before it.
         steps = range(28, 32) if when == "looked at" else range(32)
-        batches = [training.lesson.batch(step)[1][0] for step in steps]
+        batches = [training.lesson.plain_inputs(step)[0] for step in steps]
         if when == "looked at":
             training.look()
         else:
@@ -505,6 +505,8 @@ def test_a_step_is_the_same_whatever_came_before_it(light_step: float, plain: in
         assert torch.equal(lesson.batch(7)[1][0], first)
         numbers, _ = lesson.batch(7)
         assert torch.equal(first[:plain], rows.take(numbers[:plain])[0])
+        assert not torch.equal(first[plain:], rows.take(numbers[plain:])[0])
+        assert torch.equal(lesson.plain_inputs(7)[0], rows.take(numbers)[0])
         assert not torch.equal(first[plain:], rows.take(numbers[plain:])[0])
 
 
