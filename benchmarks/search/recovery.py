@@ -121,7 +121,7 @@ def _rows(
     if settings is not None:
         choice = Choice("distill", f"{steps} steps{grid}, seed {seed}")
         network = settings.apply(network, {NETWORK: choice}, case.lesson, Workplace(progress))
-    whole = case.score(case.reference(case.test), case.test)
+    whole = case.own_score(case.test)
     for precision in precisions:
         score = _score(case, network, precision, device)
         yield {

@@ -12,25 +12,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from edgebuild.methods._batch_norm_statistics import referable
-from edgebuild.methods._distill_data import Rows, open_rows
+from edgebuild.methods._channel_runs import Inputs, batch, rows_of, run
 from edgebuild.methods._distill_loss import leaves, read_output
 from edgebuild.methods._kept_memory import kept_memory
 from edgebuild.vocabulary.workload import Workload
 
 LOG = logging.getLogger(__name__)
 # Statistics of fewer samples than this are worse than those of the network before it was changed.
-FEWEST = 8
+FEWEST_FOR_STATISTICS = 8
 # So many samples tell them, as every position of a feature map counts.
 MOST_SAMPLES = 128
 # How many samples are normalized together: fewer where they are large, in bytes.
 TOGETHER, BYTES_TOGETHER = 32, 64e6
-
-Batch = tuple[Tensor, ...]
 
 
 def repaired(network: nn.Module, workload: Workload) -> nn.Module:
@@ -40,54 +37,48 @@ def repaired(network: nn.Module, workload: Workload) -> nn.Module:
     through the changed network. It is the network itself that has none, whose samples are too few
     or cannot be joined, or whose answers come no nearer to those of the workload's.
     """
-    norms = referable(network)
-    if not norms:
+    if not referable(network):
         return network
-    calibration = open_rows(workload.calibration, workload.example, "calibration")
-    with calibration as rows, kept_memory():
-        if len(rows) < FEWEST:
-            return network
-        changed = copy.deepcopy(network).eval()
+    rows = rows_of(workload.calibration, MOST_SAMPLES)
+    if len(rows) < FEWEST_FOR_STATISTICS:
+        return network
+    some = next(_batches(rows))
+    with kept_memory():
         try:
-            _follow(changed, _batches(rows))
-            some = next(_batches(rows))
-            after, before = (_distance(one, workload.network, some) for one in (changed, network))
+            wanted, given = (leaves(run(one, some)) for one in (workload.network, network))
         except Exception:
             # Users' code that takes one sample at a time fails in many ways.
-            LOG.debug("the statistics could not be taken", exc_info=True)
+            LOG.debug("the samples cannot be joined", exc_info=True)
             return network
-    return changed if after < before else network
+        changed = copy.deepcopy(network).eval()
+        _follow(changed, _batches(rows))
+        is_nearer = _distance(leaves(run(changed, some)), wanted) < _distance(given, wanted)
+    return changed if is_nearer else network
 
 
-def _batches(rows: Rows) -> Iterator[Batch]:
+def _batches(rows: Sequence[Inputs]) -> Iterator[Inputs]:
     """Some rows together, in an order that mixes them: splits may be sorted."""
-    numbers = np.random.default_rng(0).permutation(rows.evenly(MOST_SAMPLES))
-    size = sum(array[0].nbytes for array in rows.inputs)
-    together = min(max(int(BYTES_TOGETHER / size), FEWEST), TOGETHER)
-    for some in np.array_split(numbers, math.ceil(len(numbers) / together)):
-        yield rows.take(some)
+    order = np.random.default_rng(0).permutation(len(rows))
+    size = sum(tensor.nbytes for tensor in rows[0])
+    together = min(max(int(BYTES_TOGETHER / size), FEWEST_FOR_STATISTICS), TOGETHER)
+    for some in np.array_split(order, math.ceil(len(order) / together)):
+        yield batch([rows[number] for number in some])
 
 
-@torch.no_grad()
-def _follow(network: nn.Module, batches: Iterable[Batch]) -> None:
+def _follow(network: nn.Module, batches: Iterable[Inputs]) -> None:
     norms = list(referable(network).values())
     with from_the_first(norms):
         for norm in norms:
             norm.train()
         for inputs in batches:
-            network(*(tensor.clone() for tensor in inputs))
+            run(network, inputs)
     network.eval()
 
 
-@torch.no_grad()
-def _distance(network: nn.Module, teacher: nn.Module, inputs: Batch) -> float:
-    """How far the answers to some samples are from another network's."""
-    pairs = zip(*(_answers(one, inputs) for one in (network, teacher)), strict=True)
-    return sum(float(read_output(known, None).distance(given, known)) for given, known in pairs)
-
-
-def _answers(network: nn.Module, inputs: Batch) -> list[Tensor]:
-    return leaves(network(*(tensor.clone() for tensor in inputs)))
+def _distance(given: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """How far a network's answers are from those that are wanted."""
+    pairs = zip(given, wanted, strict=True)
+    return sum(float(read_output(known, None).distance(ours, known)) for ours, known in pairs)
 
 
 def batch_norms(network: nn.Module) -> list[BatchNorm]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgebuild.cache import digest
-from edgebuild.methods._batch_norm_repair import FEWEST as FEWEST_FOR_STATISTICS
+from edgebuild.methods._batch_norm_repair import FEWEST_FOR_STATISTICS
 from edgebuild.methods._distill_data import Rows, batch_numbers, seeded, varied
 from edgebuild.methods._distill_loss import (
     Output,

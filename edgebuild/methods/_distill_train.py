@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from edgebuild.methods._batch_norm_repair import (
-    FEWEST,
+    FEWEST_FOR_STATISTICS,
     batch_norms,
     former_momenta,
     from_the_first,
@@ -199,7 +199,7 @@ class Training(Generic[TeachingT, JudgingT]):
 
     def finish(self) -> None:
         """Scores the student once more, with statistics of many batches at once."""
-        if batch_norms(self.student) and self.lesson.batch_size >= FEWEST:
+        if batch_norms(self.student) and self.lesson.batch_size >= FEWEST_FOR_STATISTICS:
             self.follow_anew(range(min(LAST_BATCHES, self.lesson.plan.steps)))
             self._compare()
 
@@ -227,7 +227,7 @@ class Training(Generic[TeachingT, JudgingT]):
         """What follows the batches: ranges, and statistics where a batch is large enough."""
         if self.step >= SETTLED * self.lesson.plan.steps:
             return ()
-        is_large = self.lesson.batch_size >= FEWEST
+        is_large = self.lesson.batch_size >= FEWEST_FOR_STATISTICS
         return (RoundedInput, BatchNorm) if is_large else (RoundedInput,)
 
     def look(self) -> None:

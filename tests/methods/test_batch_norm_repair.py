@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgebuild import Workload
-from edgebuild.methods._batch_norm_repair import FEWEST, TOGETHER, repaired
+from edgebuild.methods._batch_norm_repair import FEWEST_FOR_STATISTICS, TOGETHER, repaired
 
 
 class OneByOne(nn.Sequential):
@@ -98,7 +98,7 @@ def test_a_network_stays_the_very_same(mark: str) -> None:
     changed: nn.Module = damaged(whole)
     workload = workload_of(whole)
     if mark == "few":
-        workload = replace(workload, calibration=workload.calibration[: FEWEST - 1])  # type: ignore[index]
+        workload = replace(workload, calibration=workload.calibration[: FEWEST_FOR_STATISTICS - 1])  # type: ignore[index]
     if mark == "farther":
         # Nothing was changed, and other statistics can only be worse.
         changed = copy.deepcopy(whole)
