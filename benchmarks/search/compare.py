@@ -22,6 +22,7 @@ from edgebuild import catalog
 from edgebuild.cache import Cache, default_root
 from edgebuild.inputs.target_file import load_target
 from edgebuild.inputs.workload_file import load_workload
+from edgebuild.methods._distill_memory import forget
 from edgebuild.report.progress import shown
 from edgebuild.report.terminal import stderr
 from edgebuild.search.case import open_case
@@ -86,6 +87,7 @@ def _compare(name: str, options: argparse.Namespace, results: Results, progress:
             progress.say(f"{name}, {system}, seed {seed}")
             tried = _tried(results, name, seed)
             try:
+                forget(case.lesson.network)
                 with apart(cache) as own:
                     asked = replace(case, cache=own)
                     rows = rows_of(asked, system, seed, MINUTES[name], tried, device, progress)

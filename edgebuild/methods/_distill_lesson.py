@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -28,11 +27,10 @@ from edgebuild.methods._distill_loss import (
     spread,
     watching,
 )
+from edgebuild.methods._distill_memory import BYTES_OF_ANSWERS, Memory, memory_of
 from edgebuild.methods._distill_plan import Plan, Settings
 
 Tensors = tuple[Tensor, ...]
-# The teacher's answers to all rows are kept up to this size.
-BYTES_OF_ANSWERS = 1e9
 # How many rows show what the outputs and features are, and how many are computed at once.
 SHOWN = 64
 ROWS_AT_ONCE = 64
@@ -62,8 +60,8 @@ class Lesson:
         features: the layers that are compared, and how much each varies.
         batch_size: rows a step.
         varied_rows: how many of these are varied.
-        known: the teacher's answers to all rows, which are then asked for none but varied ones;
-            empty where it is asked for all at every step.
+        known: the teacher's answers to all rows; empty where it is asked for a batch at a time.
+        memory: what it has said to batches before; none where it is asked at every step.
     """
 
     teacher: nn.Module
@@ -76,7 +74,8 @@ class Lesson:
     features: Mapping[str, float]
     batch_size: int
     varied_rows: int
-    known: Tensors = ()
+    known: Sequence[Tensor] = ()
+    memory: Memory | None = None
 
     @property
     def plain_rows(self) -> int:
@@ -89,7 +88,7 @@ class Lesson:
         with watching(student, self.features) as got:
             answers = leaves(student(*inputs))
         with torch.no_grad(), watching(self.teacher, self.features) as wanted:
-            taught = self._taught(numbers, inputs)
+            taught = self._taught(step, numbers, inputs)
         settings = self.settings
         losses = [
             output.distance(answer, known, settings.temperature)
@@ -124,15 +123,25 @@ class Lesson:
     def _numbers(self, step: int) -> np.ndarray:
         return batch_numbers(step, self.batch_size, len(self.rows), self.plan.seed)
 
-    def _taught(self, numbers: np.ndarray, inputs: Tensors) -> Sequence[Tensor]:
-        if not self.known:
+    def _taught(self, step: int, numbers: np.ndarray, inputs: Tensors) -> Sequence[Tensor]:
+        if self.memory is None:
             return leaves(self.teacher(*inputs))
-        plain = self.plain_rows
-        known = [answers[torch.from_numpy(numbers[:plain])] for answers in self.known]
+        plain, known = self.plain_rows, self.known
+        said = (
+            [answers[torch.from_numpy(numbers[:plain])] for answers in known]
+            if known
+            else self._said(step, tuple(tensor[:plain] for tensor in inputs), is_varied=False)
+        )
         if not self.varied_rows:
-            return known
-        varied_answers = leaves(self.teacher(*(tensor[plain:] for tensor in inputs)))
-        return [torch.cat(both) for both in zip(known, varied_answers, strict=True)]
+            return said
+        # Apart from the plain ones, so that longer trainings, which know these, find them too.
+        others = self._said(step, tuple(tensor[plain:] for tensor in inputs), is_varied=True)
+        return [torch.cat(both) for both in zip(said, others, strict=True)]
+
+    def _said(self, step: int, inputs: Tensors, is_varied: bool) -> Sequence[Tensor]:
+        assert self.memory is not None
+        question = self.plan.seed, step, self.batch_size, self.varied_rows, is_varied
+        return self.memory.answers(question, lambda: leaves(self.teacher(*inputs)))
 
     def _surprise(self, answer: Tensor, numbers: np.ndarray) -> Tensor:
         assert self.labeled is not None
@@ -198,28 +207,25 @@ def _batch(
     return min(size, len(rows)), 0
 
 
-# What teachers were last asked, and what they said: a search trains one student after the other.
-_REMEMBERED: WeakKeyDictionary[nn.Module, tuple[str, Tensors]] = WeakKeyDictionary()
-
-
-def with_known_answers(lesson: Lesson, owner: nn.Module) -> Lesson:
-    """Asks the teacher about all rows at once, where that is less work than at every step.
+def with_memory(lesson: Lesson, owner: nn.Module) -> Lesson:
+    """Asks the teacher nothing twice, and about all rows at once where that is less work.
 
     The answers are remembered for as long as the owner lives, of whom the teacher is a copy.
     """
-    rows = lesson.rows
-    if lesson.features or lesson.plan.steps * lesson.plain_rows < len(rows):
+    rows, layout = lesson.rows, lesson.layout
+    if lesson.features:
         return lesson
-    question = digest(rows.digest, str(lesson.layout), state_digest(lesson.teacher))
-    asked, known = _REMEMBERED.get(owner, ("", ()))
-    if asked == question:
-        return replace(lesson, known=known)
-    some = answers_of(lesson.teacher, rows, rows.evenly(SHOWN), lesson.layout)
-    if sum(answer.nbytes for answer in some) / len(some[0]) * len(rows) > BYTES_OF_ANSWERS:
-        return lesson
-    known = answers_of(lesson.teacher, rows, np.arange(len(rows)), lesson.layout)
-    _REMEMBERED[owner] = question, known
-    return replace(lesson, known=known)
+    shown = digest(rows.digest, str(layout), state_digest(lesson.teacher))
+    memory = memory_of(owner, shown)
+    asked = replace(lesson, memory=memory)
+    if lesson.plan.steps * lesson.plain_rows < len(rows):
+        return asked
+    if not memory.rows:
+        some = answers_of(lesson.teacher, rows, rows.evenly(SHOWN), layout)
+        if sum(answer.nbytes for answer in some) / len(some[0]) * len(rows) > BYTES_OF_ANSWERS:
+            return asked
+        memory.rows = answers_of(lesson.teacher, rows, np.arange(len(rows)), layout)
+    return replace(asked, known=memory.rows)
 
 
 def _labeled(

@@ -22,7 +22,7 @@ from edgebuild.methods._distill_lesson import (
     lay_out,
     open_lesson,
     state_digest,
-    with_known_answers,
+    with_memory,
 )
 from edgebuild.methods._distill_loss import leaves
 from edgebuild.methods._distill_plan import Grid, Plan, Settings
@@ -123,7 +123,7 @@ class Distill(Settings):
                 workplace.scratch.mkdir(parents=True, exist_ok=True)
                 name = self._name(network, workload.network, training)
                 checkpoint = workplace.scratch / f"distill-{name}.pt"
-            training.lesson = with_known_answers(training.lesson, workload.network)
+            training.lesson = with_memory(training.lesson, workload.network)
             train(training, workplace.progress, checkpoint)
         leave_rounded(training.student)
         return lay_out(training.student, torch.contiguous_format)

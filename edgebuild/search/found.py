@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from edgebuild.catalog import QUANTIZE
-from edgebuild.search.case import Case
-from edgebuild.search.frontier import halvings, speed
+from edgebuild.search.frontier import speed
 from edgebuild.search.learn import FLOOR, Beliefs, Observation, expected
 from edgebuild.search.make import Made
 from edgebuild.search.menu import Menu, Plan, settle
@@ -101,19 +100,6 @@ class Found:
         taken = {(offer.part, offer.choice) for offer in offers}
         others = [place for place in proposal.reshaped if place not in taken]
         return sorted(layers.items(), key=str), sorted(others)
-
-
-def volume(case: Case, trials: Sequence[Trial]) -> float:
-    """How often the frontier halves the float network's latency: its hypervolume."""
-    made = [trial for trial in trials if not trial.failure]
-    floats = [speed(trial) for trial in made if trial.recipe.is_float]
-    if not floats:
-        return 0.0
-    points = [
-        (max(trial.figures["accuracy_drop"].value, 0.0), speed(trial) / min(floats))
-        for trial in made
-    ]
-    return halvings(points)
 
 
 def _what(proposal: Proposal) -> tuple[object, ...]:

@@ -61,6 +61,21 @@ def halvings(points: Iterable[Point]) -> float:
     return hypervolume(scaled, (WORST_LOSS, 0.0)) / WORST_LOSS
 
 
+def volume(trials: Iterable[Trial], better: Trial | None = None, share: float = 1.0) -> float:
+    """How often the trials' frontier halves the float network's latency: its hypervolume.
+
+    With a trial that is to be better: if it had lost but this share of the score that it has.
+    """
+    made = [trial for trial in trials if not trial.failure]
+    floats = [speed(trial) for trial in made if trial.recipe.is_float]
+    if not floats:
+        return 0.0
+    lost = {id(trial): max(trial.figures["accuracy_drop"].value, 0.0) for trial in made}
+    if better is not None:
+        lost[id(better)] *= share
+    return halvings((lost[id(trial)], speed(trial) / min(floats)) for trial in made)
+
+
 def cheapest(trials: Sequence[Trial]) -> Trial | None:
     """The fastest of those that breach no line of the budget."""
     kept = [t for t in trials if not t.failure and t.verdict.status is not Status.BREACHED]

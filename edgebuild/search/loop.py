@@ -11,12 +11,13 @@ from functools import cached_property
 from pathlib import Path
 
 from pydantic import TypeAdapter
+from torch import nn
 
 from edgebuild.cache import digest, this_machine
 from edgebuild.methods.distill import seconds_per_step
 from edgebuild.search.case import Case
-from edgebuild.search.found import Found, volume
-from edgebuild.search.frontier import speed
+from edgebuild.search.found import Found
+from edgebuild.search.frontier import speed, volume
 from edgebuild.search.hopeless import refuse_hopeless
 from edgebuild.search.journal import Journal, Round
 from edgebuild.search.judge import choose
@@ -27,11 +28,11 @@ from edgebuild.search.menu import Limits, Menu
 from edgebuild.search.plan import appraise, whole
 from edgebuild.search.pricing import menus
 from edgebuild.search.proposal import Attempt, Proposal
-from edgebuild.search.propose import first_shapes, next_shapes, opening
-from edgebuild.search.reshape import reshaped_program
+from edgebuild.search.propose import first_shapes, next_shapes, opening, work_of
+from edgebuild.search.reshape import changed_once, reshaped_program
 from edgebuild.search.sensitivity import sensitivity
 from edgebuild.search.survey import Survey, survey
-from edgebuild.search.training import CUT_DEEPLY, STEPS, Training
+from edgebuild.search.training import CUT_DEEPLY, STEPS, TEACHER, Training, teachers_share
 from edgebuild.search.uniform import exporters_of, fitted, uniform_recipes
 from edgebuild.vocabulary.contracts import Device, Progress
 from edgebuild.vocabulary.errors import EdgebuildError, MethodFailed, told
@@ -237,15 +238,14 @@ class Rounds:
 
     def training(self, left: float) -> Training:
         """How long networks may be trained in the time that is left."""
-        untrained = Training(seed=self.wishes.seed, roundings=self.prepare().roundings)
-        if "distill" not in self.wishes.methods:
-            return untrained
+        measured = self._measured
+        if measured.step is None:
+            return measured
         left = max(left, 0.0)
         least = min((self.wishes.seconds or PATIENCE) * LEAST_SHARE, left * LAST_SHARE)
         first, most = max(left * FIRST_SHARE, least), left * MOST_SHARE
-        step = self._step and self._step * self._pace
-        training = replace(untrained, first=first, most=most, step=step)
-        if step and not self.volumes and not training.is_possible:
+        training = replace(measured, first=first, most=most, step=measured.step * self._pace)
+        if not self.volumes and not training.is_possible:
             taken = format_time(training.seconds(STEPS[0], CUT_DEEPLY))
             self.progress.say(
                 f"[yellow]nothing is trained: {STEPS[0]} steps with a quarter of the network take "
@@ -262,14 +262,38 @@ class Rounds:
         return sum(taken for taken, _ in later) / sum(thought for _, thought in later)
 
     @cached_property
-    def _step(self) -> float | None:
-        """The seconds of a step with the whole network as the student."""
-        usual = Training(seed=self.wishes.seed).choice(USUAL_STEPS)
+    def _measured(self) -> Training:
+        """What a step takes; none where nothing is to be trained, or can be."""
+        training = Training(seed=self.wishes.seed, roundings=self.prepare().roundings)
+        if "distill" not in self.wishes.methods:
+            return training
         try:
-            return seconds_per_step(self.case.lesson.network, self.case.lesson, usual.option)
+            step = self._seconds_per_step(self.case.lesson.network)
         except MethodFailed as error:
             self.progress.say(f"nothing is trained: {told(error)}")
-            return None
+            return training
+        return replace(training, step=step, teacher=self._teacher(step))
+
+    def _teacher(self, step: float) -> float:
+        """The share of a step that is not the student's, by what one of a middling student takes.
+
+        The teacher is asked as often, and light students are shown more at once.
+        """
+        students, menu = self.prepare().students, next(iter(self.found.menus.values()), None)
+        if not students or menu is None:
+            return TEACHER
+        middling = students[len(students) // 2]
+        try:
+            student = changed_once(self.case, middling.part, middling.choice)
+            smaller = self._seconds_per_step(student)
+        except MethodFailed:
+            # It is told when it is its turn.
+            return TEACHER
+        return teachers_share(step, smaller, work_of(menu, [middling]))
+
+    def _seconds_per_step(self, network: nn.Module) -> float:
+        usual = Training(seed=self.wishes.seed).choice(USUAL_STEPS)
+        return seconds_per_step(network, self.case.lesson, usual.option)
 
     def attempt(self, proposals: Sequence[Proposal], deadline: float) -> tuple[Proposal, ...]:
         """Makes and measures; returns what there was time for."""
@@ -298,14 +322,14 @@ class Rounds:
             # Of the others' trainings some were given up, which says nothing about their pace.
             self._note_pace(recipes[one.recipe], taken[one.recipe])
         self._learn()
-        self.volumes.append(volume(self.case, self.found.trials))
+        self.volumes.append(volume(self.found.trials))
         return tuple(done)
 
     def _note_pace(self, proposal: Proposal, taken: float) -> None:
         """Remembers how long a training took and how long it was thought to, if it took place."""
         steps = proposal.steps
-        if steps and self._step and taken > FROM_CACHE:
-            thought = Training(step=self._step).seconds(steps, proposal.work)
+        if steps and taken > FROM_CACHE:
+            thought = self._measured.seconds(steps, proposal.work)
             self.trainings.append((taken, thought))
 
     def _learn(self) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from edgebuild.search.frontier import frontier, speed
+from edgebuild.search.frontier import frontier, speed, volume
 from edgebuild.search.integer_program import GAP
 from edgebuild.search.learn import Beliefs
 from edgebuild.search.menu import Limits, Menu, Plan, offers_of, settle
@@ -37,8 +37,9 @@ SLACK = 1.15
 CLOSE = 1.1
 # A student whose latency is within this factor of what is wished is tried.
 NEAR = 1.4
-# How much longer a shape is trained when it has shown promise.
-LONGER = 4
+# How much longer a shape is trained when it has shown promise, and the share of what it has lost
+# that is thought to be lost after that.
+LONGER, GAINED = 4, 0.5
 # The score that a network must have lost, and the share of what it diverges that must be believed
 # to be quantization's, before something is done about its rounding.
 WORTH_ROUNDING, BY_ROUNDING = 0.003, 0.25
@@ -120,11 +121,12 @@ def next_shapes(
 
     `by_rounding` tells which share of an attempt's divergence quantization is believed to cause.
     """
-    best = _on_frontier(attempts)
+    best, spent = _on_frontier(attempts), 0.0
     promising = [one for one in _promising(attempts) if one.drop <= WITHIN_REACH]
-    # First what keeps the budget, then what comes next to it; of equals the fastest.
-    for attempt in sorted(promising, key=lambda one: one.trial.verdict.overrun)[:PROMISING]:
-        yield from _longer(attempt, training)
+    for attempt in _first_to_gain(promising, attempts)[:PROMISING]:
+        for longer in _longer(attempt, training, spent):
+            spent += training.seconds(longer.steps, longer.work)
+            yield longer
         if by_rounding(attempt) >= BY_ROUNDING:
             yield from _finer(attempt, attempts, training)
         yield from _sparser(attempt, zeros)
@@ -136,6 +138,18 @@ def next_shapes(
         yield from _planned(menus, attempts, replace(limits, latency=latency), training, beliefs)
     if training.is_possible:
         yield from _another_student(menus, students, attempts, wishes, training, limits)
+
+
+def _first_to_gain(promising: Sequence[Attempt], attempts: Sequence[Attempt]) -> list[Attempt]:
+    """First what comes nearest to the budget; where some keep it, what has the most to gain.
+
+    More steps take about half of what is lost, and what the frontier would gain then depends on
+    how fast the others are. Of equals the fastest comes first.
+    """
+    trials = [attempt.trial for attempt in attempts]
+    if all(one.verdict.overrun > 0 for one in trials if not one.failure):
+        return sorted(promising, key=lambda one: one.trial.verdict.overrun)
+    return sorted(promising, key=lambda one: -volume(trials, one.trial, GAINED))
 
 
 def _fastest(
@@ -247,12 +261,15 @@ def recovered(offers: Sequence[Offer], training: Training, work: float) -> Shape
     return (*shape, (NETWORK, training.choice(steps))) if steps else shape
 
 
-def _longer(attempt: Attempt, training: Training) -> Iterator[Proposal]:
-    """The same network after more steps, where it answers otherwise than the whole one."""
-    steps, most = attempt.proposal.steps, training.most_steps(attempt.proposal.work)
-    if steps and steps < most and (attempt.drop > 0 or attempt.divergence > NEGLIGIBLE):
-        choice = training.choice(min(steps * LONGER, most))
-        yield attempt.proposal.anew(choice)
+def _longer(attempt: Attempt, training: Training, spent: float) -> Iterator[Proposal]:
+    """The same network after more steps, where it answers otherwise than the whole one.
+
+    `spent` are the seconds that others take.
+    """
+    steps, work = attempt.proposal.steps, attempt.proposal.work
+    most = min(steps * LONGER, training.most_steps(work, spent))
+    if steps < most and (attempt.drop > 0 or attempt.divergence > NEGLIGIBLE):
+        yield attempt.proposal.anew(training.choice(most))
 
 
 def _finer(attempt: Attempt, attempts: Sequence[Attempt], training: Training) -> Iterator[Proposal]:

@@ -21,8 +21,8 @@ from edgebuild.bundles.pack import file_digest
 from edgebuild.cache import LIBRARIES
 from edgebuild.search.case import Case
 from edgebuild.search.explain import explain
-from edgebuild.search.found import Found, volume
-from edgebuild.search.frontier import cheapest, frontier, knee
+from edgebuild.search.found import Found
+from edgebuild.search.frontier import cheapest, frontier, knee, volume
 from edgebuild.search.judge import choose
 from edgebuild.search.make import Made, runtime_facts
 from edgebuild.search.prove import Proof
@@ -66,7 +66,7 @@ def _search(case: Case, made: Made, found: Found, seconds: float) -> SearchRecor
     return SearchRecord(
         evaluations=len(found.attempts),
         seconds=seconds,
-        hypervolume=volume(case, found.trials),
+        hypervolume=volume(found.trials),
         frontier=tuple(trial.recipe.digest for trial in frontier(found.trials)),
         sites=explain(menu, chosen.proposal, [a.proposal for a in found.attempts]) if menu else (),
         planned=tuple(_planned(found)),

@@ -11,8 +11,8 @@ STEPS = (100, 200, 400, 800, 1600, 3200, 6400, 12800)
 # After fewer steps than this, large networks told little: their scores were still falling. A first
 # training is as long if there is time for it at all.
 TELLING = 200
-# What a step takes beside the student, as a share of one with the whole network: mostly the
-# teacher's pass forward, which is spared where its answers are known.
+# What a step takes beside the student, as a share of one with the whole network, where it is not
+# measured: mostly the teacher's pass forward, which is spared where its answers are known.
 TEACHER = 0.15
 # What is small on a device is not as small in training, where operators are called one by one.
 LEAST_WORK = 0.05
@@ -26,9 +26,10 @@ class Training:
 
     Attributes:
         first: the seconds that a network is trained for at first.
-        most: the seconds that it may be trained for when it has shown promise.
+        most: the seconds that those may be trained for, all together, which have shown promise.
         step: the seconds that a step takes with the whole network as the student; None where
             nothing may be trained.
+        teacher: the share of it that does not depend on the student.
         seed: what batches are drawn from.
         roundings: the ways to round more finely than to the nearest, best first.
     """
@@ -36,6 +37,7 @@ class Training:
     first: float = 0.0
     most: float = 0.0
     step: float | None = None
+    teacher: float = TEACHER
     seed: int = 0
     roundings: tuple[Choice, ...] = ()
 
@@ -52,9 +54,9 @@ class Training:
         telling = min(TELLING, self._steps(self.most, work))
         return max(self._steps(self.first, work), telling)
 
-    def most_steps(self, work: float) -> int:
-        """How many steps there is time for, for one network."""
-        return self._steps(self.most, work)
+    def most_steps(self, work: float, spent: float = 0.0) -> int:
+        """How many steps there is time for, when others take so many seconds of it."""
+        return self._steps(self.most - spent, work)
 
     def choice(self, steps: int, grid: str = "") -> Choice:
         qat = f", qat {grid}" if grid else ""
@@ -62,10 +64,22 @@ class Training:
 
     def seconds(self, steps: int, work: float) -> float:
         """What a training of so many steps takes."""
-        return steps * (self.step or 0.0) * (TEACHER + (1 - TEACHER) * max(work, LEAST_WORK))
+        share = self.teacher + (1 - self.teacher) * max(work, LEAST_WORK)
+        return steps * (self.step or 0.0) * share
 
     def _steps(self, seconds: float, work: float) -> int:
         if self.step is None:
             return 0
         lengths = (steps for steps in STEPS if self.seconds(steps, work) <= seconds)
         return max(lengths, default=0)
+
+
+def teachers_share(step: float, smaller: float, work: float) -> float:
+    """The share of a step that does not depend on the student.
+
+    `step` is what one takes with the whole network, and `smaller` with one that computes `work` of
+    it, in the same unit.
+    """
+    work = max(work, LEAST_WORK)
+    share = (smaller / step - work) / (1 - work)
+    return min(max(share, 0.0), 1.0)

@@ -29,7 +29,7 @@ from edgebuild.methods import _distill_data as data
 from edgebuild.methods import _distill_loss as loss
 from edgebuild.methods import distill as distilling
 from edgebuild.methods._batch_norms import fold_batch_norms
-from edgebuild.methods._distill_lesson import common_layout, open_lesson, with_known_answers
+from edgebuild.methods._distill_lesson import Lesson, common_layout, open_lesson, with_memory
 from edgebuild.methods._distill_plan import Grid, Plan
 from edgebuild.methods._distill_train import Training, rate_at, train
 from edgebuild.methods._fake_quantization import (
@@ -548,7 +548,7 @@ def test_of_varied_images_the_teacher_is_asked_and_of_others_remembered() -> Non
             network, disturbed(network), rows, Plan(9), replace(QUICK, feature_weight=0.0)
         )
         assert asked.varied_rows == 32
-        remembered = with_known_answers(asked, network)
+        remembered = with_memory(asked, network)
         assert len(remembered.known[0]) == len(rows)
         student = disturbed(network)
         first, second = (one.loss(student, 4).item() for one in (asked, remembered))
@@ -565,13 +565,43 @@ def test_what_the_teacher_said_is_remembered_exactly() -> None:
             Plan(9),
             replace(QUICK, feature_weight=0.0),
         )
-        remembered = with_known_answers(asked, specimen.network)
-        assert with_known_answers(asked, specimen.network).known is remembered.known
+        remembered = with_memory(asked, specimen.network)
+        assert with_memory(asked, specimen.network).known is remembered.known
         assert not asked.known
         assert len(remembered.known[0]) == 64
         student = disturbed(specimen.network)
         first, second = (one.loss(student, 4).item() for one in (asked, remembered))
         assert first == pytest.approx(second, rel=1e-4)
+
+
+def test_of_the_same_batches_a_teacher_is_asked_once_whoever_learns() -> None:
+    given_workload = workload()
+    network = given_workload.network
+    settings = replace(QUICK, feature_weight=0.0, batch_size=8)
+    with data.open_rows(given_workload.calibration, given_workload.example, "a test's") as rows:
+
+        def lesson(steps: int) -> Lesson:
+            opened = open_lesson(network, disturbed(network), rows, Plan(steps), settings)
+            return with_memory(opened, network)
+
+        def surprise(one: Lesson) -> float:
+            return one.loss(disturbed(network), 0).item()
+
+        # So few steps that it is not asked about all rows.
+        short = lesson(1)
+        assert short.varied_rows
+        assert not short.known
+        first = surprise(short)
+        mute = nn.Module()
+        assert surprise(replace(lesson(1), teacher=mute)) == first
+        # A longer lesson knows the plain rows from elsewhere, and varied ones from the short one.
+        long = lesson(9)
+        assert len(long.known[0]) == len(rows)
+        assert surprise(replace(long, teacher=mute)) == pytest.approx(first, rel=1e-4)
+        # What others know since then changes no bit of a short lesson.
+        assert surprise(lesson(1)) == first
+        with pytest.raises(NotImplementedError):
+            replace(long, teacher=mute).loss(disturbed(network), 1)
 
 
 def test_a_teacher_whose_weights_have_changed_is_asked_again() -> None:
@@ -582,7 +612,7 @@ def test_a_teacher_whose_weights_have_changed_is_asked_again() -> None:
         for _ in range(2):
             teacher = copy.deepcopy(specimen.network)
             asked = open_lesson(teacher, disturbed(specimen.network), rows, Plan(9), settings)
-            said.append(with_known_answers(asked, specimen.network).known[0])
+            said.append(with_memory(asked, specimen.network).known[0])
             with torch.no_grad():
                 next(specimen.network.parameters()).add_(0.5)
         assert not torch.equal(*said)

@@ -13,15 +13,16 @@ from edgebuild.search.explain import explain
 from edgebuild.search.learn import Beliefs
 from edgebuild.search.menu import Limits, Menu, offers_of, settle
 from edgebuild.search.plan import appraise, fastest, plan, whole
-from edgebuild.search.proposal import Attempt, Proposal
+from edgebuild.search.proposal import Attempt, Proposal, Shape
 from edgebuild.search.propose import PROMISING, first_shapes, next_shapes, opening
 from edgebuild.search.training import Training
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part, PartKind
 from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.trial import Trial
 from edgebuild.vocabulary.units import Seconds
 
-TRAINING = Training(first=100.0, most=900.0, step=1.0)
+TRAINING = Training(first=100.0, most=3000.0, step=1.0)
 STUDENT = Offer(NETWORK, Choice("student", "width 50 %"), {"layers.0": 32}, {"layers.1": 32})
 WIDTHS = [narrowed("layers.0", "layers.1", kept, (1 - kept / CHANNELS) ** 2) for kept in (16, 32)]
 SHAPE = ((Part("layers.0", PartKind.CHANNELS), Choice("prune", "keep 16 of 64")),)
@@ -300,6 +301,34 @@ def test_a_shape_is_trained_longer_once_whatever_its_formats(menus: dict[str, Me
     ]
     found = {one.reshaped for one in following(menus, *attempts) if one.steps == 400}
     assert found >= {(*shape, (NETWORK, TRAINING.choice(400))) for shape in shapes}
+
+
+def test_what_has_the_most_to_gain_is_trained_longer_before_the_time_is_spent(
+    menus: dict[str, Menu],
+) -> None:
+    shapes = [((Part(f"layers.{n}", PartKind.CHANNELS), SHAPE[0][1]),) for n in range(2)]
+    unchanged = Attempt(Proposal("fp32", "onnx"), tried(1.0, 1e-4))
+
+    def changed(shape: Shape, score: float, latency: float) -> Attempt:
+        shape = (*shape, (NETWORK, TRAINING.choice(100)))
+        recipe = Recipe("a test's", "onnx", (), (), shape)
+        trial = replace(tried(score, latency), recipe=recipe)
+        return Attempt(Proposal("a test's", "onnx", shape), trial)
+
+    def longer(*figures: tuple[float, float], most: float) -> list[int]:
+        attempts = [changed(shape, *each) for shape, each in zip(shapes, figures, strict=True)]
+        training = replace(TRAINING, most=most)
+        given = [unchanged, *attempts], menus, Limits(), training, Beliefs()
+        trained = [one.cut for one in next_shapes(*given) if one.steps == 400]
+        return [shapes.index(cut) for cut in trained]
+
+    # Slow and almost perfect, fast and worse: the first one's last point would be little.
+    good, fast = (0.997, 2e-5), (0.985, 1e-6)
+    assert longer(good, fast, most=500) == [1]
+    assert longer(fast, good, most=500) == [0]
+    assert longer(good, fast, most=900) == [1, 0]
+    # A hair faster, and much worse: what the other one lost is what is to be gained.
+    assert longer((0.97, 2e-6), (0.91, 1.9e-6), most=500) == [0]
 
 
 def test_what_fared_worse_after_more_steps_is_left(menus: dict[str, Menu]) -> None:
