@@ -26,6 +26,8 @@ from edgebuild.vocabulary.verdict import Status
 # any, and before it where it lost too much.
 OPENING, AROUND, BEYOND, BEFORE = 0.45, (0.2, 0.7), (0.2, 0.0), (0.7,)
 LITTLE, MUCH = 0.01, 0.04
+# The place of the first student among all, from the largest to the smallest, beside such plans.
+FITTING = {BEFORE: 0.25, AROUND: 0.5, BEYOND: 0.75}
 # The first plans are at most so many times faster than that precision: of a network whose blocks
 # can all be skipped, the fastest is nothing that could learn.
 DEEPEST = 16.0
@@ -39,7 +41,7 @@ CLOSE = 1.1
 NEAR = 1.4
 # How much longer a shape is trained when it has shown promise, and the share of what it has lost
 # that is thought to be lost after that.
-LONGER, GAINED = 4, 0.5
+LONGER, GAINED = 4, 0.25
 # The score that a network must have lost, and the share of what it diverges that must be believed
 # to be quantization's, before something is done about its rounding.
 WORTH_ROUNDING, BY_ROUNDING = 0.003, 0.25
@@ -75,16 +77,17 @@ def first_shapes(
 ) -> Iterator[Proposal]:
     """A fast plan, one that should lose less or be even faster, and a middling student.
 
-    Where the opening lost much there is one slower plan, and the student is a larger one.
+    Where the opening lost much there is one slower plan, and the student is a larger one; where it
+    lost little, a smaller one.
     """
     opened = [one for one in attempts if one.proposal.reshaped and one.is_scored]
     lost = min((one.drop for one in opened), default=LITTLE)
     places = BEYOND if lost < LITTLE else AROUND if lost <= MUCH else BEFORE
     yield from _between(attempts, menus, places, limits, training, beliefs)
-    # Students come with the largest first.
-    for offer in students[len(students) // (4 if places is BEFORE else 2) :][:1]:
-        if training.is_possible:
-            yield from _realized(menus, [offer], training, limits)
+    if students and training.is_possible:
+        # They come with the largest first.
+        fitting = students[int(len(students) * FITTING[places])]
+        yield from _realized(menus, [fitting], training, limits)
 
 
 def _between(
@@ -130,21 +133,50 @@ def next_shapes(
         if by_rounding(attempt) >= BY_ROUNDING:
             yield from _finer(attempt, attempts, training)
         yield from _sparser(attempt, zeros)
-    menu = next(iter(menus.values()))
-    least = _fastest(menu, attempts, training, limits)
     wishes = list(_wished(best))
+    kinds = [
+        lambda: _plans(menus, attempts, wishes, limits, training, beliefs),
+        lambda: _another_student(menus, students, attempts, wishes, training, limits),
+    ]
+    for propose in reversed(kinds) if _students_lead(attempts) else kinds:
+        yield from propose()
+
+
+def _students_lead(attempts: Sequence[Attempt]) -> bool:
+    """Whether the frontier owes more to students than to what was planned part by part."""
+    students = [one for one in attempts if one.proposal.cut and _is_student(one)]
+    planned = [one for one in attempts if one.proposal.cut and not _is_student(one)]
+    others = [one for one in attempts if not one.proposal.cut]
+    with_students, with_planned = (
+        volume(one.trial for one in (*others, *kind)) for kind in (students, planned)
+    )
+    return with_students > with_planned
+
+
+def _is_student(attempt: Attempt) -> bool:
+    return any(part == NETWORK for part, _ in attempt.proposal.cut)
+
+
+def _plans(
+    menus: Mapping[str, Menu],
+    attempts: Sequence[Attempt],
+    wishes: Sequence[float],
+    limits: Limits,
+    training: Training,
+    beliefs: Beliefs,
+) -> Iterator[Proposal]:
+    """A plan for every latency that is wished."""
+    least = _fastest(next(iter(menus.values())), attempts, training, limits)
     for wished in wishes:
         latency = max(wished, least)
         yield from _planned(menus, attempts, replace(limits, latency=latency), training, beliefs)
-    if training.is_possible:
-        yield from _another_student(menus, students, attempts, wishes, training, limits)
 
 
 def _first_to_gain(promising: Sequence[Attempt], attempts: Sequence[Attempt]) -> list[Attempt]:
     """First what comes nearest to the budget; where some keep it, what has the most to gain.
 
-    More steps take about half of what is lost, and what the frontier would gain then depends on
-    how fast the others are. Of equals the fastest comes first.
+    More steps take most of what is lost, and what the frontier would gain then depends on how fast
+    the others are. Of equals the fastest comes first.
     """
     trials = [attempt.trial for attempt in attempts]
     if all(one.verdict.overrun > 0 for one in trials if not one.failure):
@@ -236,6 +268,8 @@ def _another_student(
     limits: Limits,
 ) -> Iterator[Proposal]:
     """The student that comes nearest to a latency that is wished, of those that were not tried."""
+    if not training.is_possible:
+        return
     tried = {place for attempt in attempts for place in attempt.proposal.reshaped}
     fresh = [offer for offer in students if (offer.part, offer.choice) not in tried]
     menu = next(iter(menus.values()))
