@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import subprocess
 import sys
@@ -600,6 +601,9 @@ def test_of_the_same_batches_a_teacher_is_asked_once_whoever_learns() -> None:
         assert surprise(replace(long, teacher=mute)) == pytest.approx(first, rel=1e-4)
         # What others know since then changes no bit of a short lesson.
         assert surprise(lesson(1)) == first
+        # Nor is it asked about variations that come again.
+        knowing = replace(long, teacher=mute)
+        assert math.isfinite(knowing.loss(disturbed(network), long.drawings).item())
         with pytest.raises(NotImplementedError):
             replace(long, teacher=mute).loss(disturbed(network), 1)
 
