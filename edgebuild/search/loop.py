@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -18,6 +18,7 @@ from edgebuild.methods.distill import seconds_per_step
 from edgebuild.search.case import Case
 from edgebuild.search.found import Found
 from edgebuild.search.frontier import speed, volume
+from edgebuild.search.further import further
 from edgebuild.search.hopeless import refuse_hopeless
 from edgebuild.search.journal import Journal, Round
 from edgebuild.search.judge import choose
@@ -44,8 +45,9 @@ from edgebuild.vocabulary.verdict import Status
 
 # Without a time that was asked for, a search works until the budget is kept, and at most so long.
 PATIENCE = 600.0
-# The frontier stands still when so many rounds add less than this to its hypervolume.
-STILL, STILL_ROUNDS = 0.01, 2
+# The frontier stands still when so many rounds, of both kinds, add less than this to its
+# hypervolume.
+STILL, STILL_ROUNDS = 0.01, 3
 # How long a network is trained at first and at most, as shares of the time that is left.
 FIRST_SHARE, MOST_SHARE = 1 / 8, 1 / 2
 # Towards the end a few networks that are trained tell more than many that are not: at first each
@@ -185,18 +187,17 @@ class Rounds:
         limits = _limits(self.case, found)
         beliefs = found.beliefs
         priced = {name: believed(menu, name, beliefs) for name, menu in found.menus.items()}
+        shaping = priced, survey.students, limits, training, beliefs
+        shapes = partial(next_shapes, found.attempts, *shaping)
+        deeper = partial(further, found.attempts, training, survey.zeros, found.by_rounding)
         stages: tuple[Callable[[], Iterator[Proposal]], ...] = (
-            lambda: opening(found.attempts, priced, limits, training, beliefs),
-            lambda: first_shapes(
-                *(found.attempts, priced, survey.students, limits, training, beliefs)
-            ),
-            lambda: next_shapes(
-                *(found.attempts, priced, limits, training, beliefs, survey.students, survey.zeros),
-                by_rounding=found.by_rounding,
-            ),
+            partial(opening, found.attempts, priced, limits, training, beliefs),
+            partial(first_shapes, found.attempts, *shaping),
+            # In turns: new shapes are to answer what longer training has come to.
+            *((shapes, deeper) if len(self.volumes) % 2 else (deeper, shapes)),
         )
         # Where a network cannot be changed, all of a stage may have been tried as uniform ones.
-        for stage in stages[min(len(self.volumes), len(stages) - 1) :]:
+        for stage in stages[min(len(self.volumes), 2) :]:
             proposals = list(self._untried(stage()))
             if proposals:
                 yield from proposals

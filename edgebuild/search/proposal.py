@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from edgebuild.search.frontier import frontier, speed
 from edgebuild.vocabulary.offer import NETWORK, Choice, Part
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.trial import Trial
@@ -79,6 +80,15 @@ class Attempt:
     def divergence(self) -> float:
         """How far it answers from the whole network, in nats."""
         return self.trial.figures["divergence"].value
+
+
+def frontier_of(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """The attempts that no other beats in both score and latency, the fastest first."""
+    found = {id(trial) for trial in frontier(attempt.trial for attempt in attempts)}
+    return sorted(
+        (attempt for attempt in attempts if id(attempt.trial) in found),
+        key=lambda attempt: speed(attempt.trial),
+    )
 
 
 def _words(shape: Iterable[tuple[Part, Choice]], precisions: Iterable[Precision]) -> Iterator[str]:

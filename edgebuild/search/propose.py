@@ -1,24 +1,23 @@
-"""Proposes what to try next: the solver's plans, students, longer training, finer rounding."""
+"""Proposes new shapes of the network: the solver's plans, and students."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
-from edgebuild.search.frontier import frontier, speed, volume
+from edgebuild.search.frontier import speed, volume
 from edgebuild.search.integer_program import GAP
 from edgebuild.search.learn import Beliefs
 from edgebuild.search.menu import Limits, Menu, Plan, offers_of, settle
 from edgebuild.search.plan import fastest, nearest, plan, whole
-from edgebuild.search.proposal import Attempt, Proposal, Shape
+from edgebuild.search.proposal import Attempt, Proposal, Shape, frontier_of
 from edgebuild.search.reach import WITHIN_REACH, bearable
 from edgebuild.search.training import Training
-from edgebuild.vocabulary.offer import NETWORK, Choice, Offer
-from edgebuild.vocabulary.precision import Precision
+from edgebuild.vocabulary.offer import NETWORK, Offer
 from edgebuild.vocabulary.units import Seconds
-from edgebuild.vocabulary.verdict import Status
 
 # Where the first plans lie between the fastest network and the unchanged one in the fastest
 # precision that loses little, in the logarithm: the very first in the middle, and then on both
@@ -39,21 +38,6 @@ SLACK = 1.15
 CLOSE = 1.1
 # A student whose latency is within this factor of what is wished is tried.
 NEAR = 1.4
-# How much longer a shape is trained when it has shown promise, and the share of what it has lost
-# that is thought to be lost after that.
-LONGER, GAINED = 4, 0.25
-# The score that a network must have lost, and the share of what it diverges that must be believed
-# to be quantization's, before something is done about its rounding.
-WORTH_ROUNDING, BY_ROUNDING = 0.003, 0.25
-# A network that is so near to the whole one (KL of the outputs, in nats) is not trained further. A
-# score that has lost nothing is not enough: on other samples it may have.
-NEGLIGIBLE = 0.005
-# How many shapes of the frontier are taken further in one round.
-PROMISING = 3
-
-
-def _wholly(attempt: Attempt) -> float:
-    return 1.0
 
 
 def opening(
@@ -113,32 +97,16 @@ def _between(
 def next_shapes(
     attempts: Sequence[Attempt],
     menus: Mapping[str, Menu],
+    students: Sequence[Offer],
     limits: Limits,
     training: Training,
     beliefs: Beliefs,
-    students: Sequence[Offer] = (),
-    zeros: Sequence[Offer] = (),
-    by_rounding: Callable[[Attempt], float] = _wholly,
 ) -> Iterator[Proposal]:
-    """What the frontier suggests: longer training, finer rounding, its gaps, something bolder.
-
-    `by_rounding` tells which share of an attempt's divergence quantization is believed to cause.
-    """
-    best, spent = _on_frontier(attempts), 0.0
-    promising = [one for one in _promising(attempts) if one.drop <= WITHIN_REACH]
-    for attempt in _first_to_gain(promising, attempts)[:PROMISING]:
-        for longer in _longer(attempt, training, spent):
-            spent += training.seconds(longer.steps, longer.work)
-            yield longer
-        if by_rounding(attempt) >= BY_ROUNDING:
-            yield from _finer(attempt, attempts, training)
-        yield from _sparser(attempt, zeros)
-    wishes = list(_wished(best))
-    kinds = [
-        lambda: _plans(menus, attempts, wishes, limits, training, beliefs),
-        lambda: _another_student(menus, students, attempts, wishes, training, limits),
-    ]
-    for propose in reversed(kinds) if _students_lead(attempts) else kinds:
+    """What the frontier suggests: plans and a student in its gaps, and something bolder."""
+    wishes = list(_wished(frontier_of(attempts)))
+    plans = partial(_plans, menus, attempts, wishes, limits, training, beliefs)
+    student = partial(_another_student, menus, students, attempts, wishes, training, limits)
+    for propose in (student, plans) if _students_lead(attempts) else (plans, student):
         yield from propose()
 
 
@@ -170,18 +138,6 @@ def _plans(
     for wished in wishes:
         latency = max(wished, least)
         yield from _planned(menus, attempts, replace(limits, latency=latency), training, beliefs)
-
-
-def _first_to_gain(promising: Sequence[Attempt], attempts: Sequence[Attempt]) -> list[Attempt]:
-    """First what comes nearest to the budget; where some keep it, what has the most to gain.
-
-    More steps take most of what is lost, and what the frontier would gain then depends on how fast
-    the others are. Of equals the fastest comes first.
-    """
-    trials = [attempt.trial for attempt in attempts]
-    if all(one.verdict.overrun > 0 for one in trials if not one.failure):
-        return sorted(promising, key=lambda one: one.trial.verdict.overrun)
-    return sorted(promising, key=lambda one: -volume(trials, one.trial, GAINED))
 
 
 def _fastest(
@@ -293,95 +249,6 @@ def recovered(offers: Sequence[Offer], training: Training, work: float) -> Shape
     shape = tuple(sorted((offer.part, offer.choice) for offer in offers))
     steps = training.first_steps(work) if shape else 0
     return (*shape, (NETWORK, training.choice(steps))) if steps else shape
-
-
-def _longer(attempt: Attempt, training: Training, spent: float) -> Iterator[Proposal]:
-    """The same network after more steps, where it answers otherwise than the whole one.
-
-    `spent` are the seconds that others take.
-    """
-    steps, work = attempt.proposal.steps, attempt.proposal.work
-    most = min(steps * LONGER, training.most_steps(work, spent))
-    if steps < most and (attempt.drop > 0 or attempt.divergence > NEGLIGIBLE):
-        yield attempt.proposal.anew(training.choice(most))
-
-
-def _finer(attempt: Attempt, attempts: Sequence[Attempt], training: Training) -> Iterator[Proposal]:
-    """Better rounding, and training on the integer grid, where quantization has cost score."""
-    proposal = attempt.proposal
-    integer = {precision for precision in proposal.precisions.values() if precision.is_integer}
-    best = max(one.trial.score for one in attempts)
-    floats = [one.trial.score for one in attempts if _same_float(one.proposal, proposal)]
-    if not integer or max(floats, default=best) - attempt.trial.score < WORTH_ROUNDING:
-        return
-    grid = "int4" if Precision.INT4_WEIGHTS in integer else "int8"
-    tried = {c for one in attempts for c in _roundings(one.proposal, proposal)}
-    for rounding in training.roundings:
-        if rounding not in tried and (" int4" in rounding.option) == (grid == "int4"):
-            yield proposal.anew(rounding)
-            break
-    steps = proposal.steps or training.first_steps(proposal.work)
-    if steps and not any("qat" in option for option in proposal.trainings):
-        choice = training.choice(steps, grid)
-        yield proposal.anew(choice)
-
-
-def _sparser(attempt: Attempt, zeros: Sequence[Offer]) -> Iterator[Proposal]:
-    """The same network with zeros in all layers, where an archive of it would be too large."""
-    lines = {line.name: line for line in attempt.trial.verdict.lines}
-    line = lines.get("download")
-    has_zeros = {choice.method for _, choice in attempt.proposal.reshaped} & {
-        offer.choice.method for offer in zeros
-    }
-    if line is None or line.status is not Status.BREACHED or has_zeros:
-        return
-    for option in dict.fromkeys(offer.choice.option for offer in zeros):
-        chosen = [(one.part, one.choice) for one in zeros if one.choice.option == option]
-        proposal = attempt.proposal
-        yield replace(proposal, reshaped=(*proposal.reshaped, *chosen)).named()
-
-
-def _roundings(other: Proposal, proposal: Proposal) -> Iterator[Choice]:
-    """How another proposal rounds, if that is all that it does otherwise."""
-    own, others = (set(one.without("round")) for one in (proposal, other))
-    if own == others and other.format == proposal.format:
-        yield from (choice for _, choice in other.reshaped if choice.method == "round")
-
-
-def _same_float(other: Proposal, proposal: Proposal) -> bool:
-    """Whether it is the same network without integers."""
-    return other.reshaped == proposal.reshaped and not any(
-        precision.is_integer for precision in other.precisions.values()
-    )
-
-
-def _on_frontier(attempts: Sequence[Attempt]) -> list[Attempt]:
-    found = {id(trial) for trial in frontier(attempt.trial for attempt in attempts)}
-    return sorted(
-        (attempt for attempt in attempts if id(attempt.trial) in found),
-        key=lambda attempt: speed(attempt.trial),
-    )
-
-
-def _promising(attempts: Sequence[Attempt]) -> list[Attempt]:
-    """What nothing surpasses that was trained no longer, the fastest first.
-
-    What was trained for longer does not speak against a shape. Each shape stands for itself once:
-    as it was trained the longest, in the format that is fastest then.
-    """
-    longest: dict[object, int] = {}
-    for attempt in attempts:
-        cut = attempt.proposal.cut
-        longest[cut] = max(longest.get(cut, 0), attempt.proposal.steps)
-    found: dict[object, Attempt] = {}
-    for steps in set(longest.values()):
-        rivals = [one for one in attempts if one.proposal.steps <= steps]
-        for attempt in _on_frontier(rivals):
-            cut = attempt.proposal.cut
-            if attempt.proposal.steps == steps == longest[cut]:
-                # Of the whole network, each way to round it.
-                found.setdefault(cut or id(attempt), attempt)
-    return sorted(found.values(), key=lambda attempt: speed(attempt.trial))
 
 
 def _wished(best: Sequence[Attempt]) -> Iterator[float]:

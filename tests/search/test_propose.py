@@ -10,11 +10,12 @@ from small_search import CHANNELS, linear, menu, narrowed, seconds, tried
 
 from edgebuild.search import propose
 from edgebuild.search.explain import explain
+from edgebuild.search.further import PROMISING, further
 from edgebuild.search.learn import Beliefs
 from edgebuild.search.menu import Limits, Menu, offers_of, settle
 from edgebuild.search.plan import appraise, fastest, plan, whole
 from edgebuild.search.proposal import Attempt, Proposal, Shape
-from edgebuild.search.propose import PROMISING, first_shapes, next_shapes, opening
+from edgebuild.search.propose import first_shapes, next_shapes, opening
 from edgebuild.search.training import Training
 from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part, PartKind
 from edgebuild.vocabulary.precision import Precision
@@ -90,7 +91,7 @@ def test_where_training_saved_nothing_plans_lose_no_more_than_is_borne(
             sum(appraise(menu, offers_of(menu, one.reshaped), one.precisions).losses.values())
             for one in next_shapes(
                 [rounded, attempt(score, 1e-5, steps=100, divergence=0.1)],
-                *(menus, Limits(), TRAINING, Beliefs()),
+                *(menus, [], Limits(), TRAINING, Beliefs()),
             )
             if one.cut != SHAPE
         )
@@ -213,7 +214,8 @@ def attempt(
 
 
 def following(menus: dict[str, Menu], *attempts: Attempt) -> list[Proposal]:
-    return list(next_shapes(attempts, menus, Limits(), TRAINING, Beliefs()))
+    given = attempts, menus, [], Limits(), TRAINING, Beliefs()
+    return [*further(attempts, TRAINING), *next_shapes(*given)]
 
 
 def opened(menus: dict[str, Menu], *attempts: Attempt) -> list[Proposal]:
@@ -267,7 +269,7 @@ def test_where_something_is_wished_the_nearest_student_is_tried(menus: dict[str,
     latency = whole(settle(menus["onnx"], [smaller])).latency
     attempts = [attempt(0.99, 1.5 * latency)]
     students = [STUDENT, smaller]
-    found = list(next_shapes(attempts, menus, Limits(), TRAINING, Beliefs(), students))
+    found = list(next_shapes(attempts, menus, students, Limits(), TRAINING, Beliefs()))
     assert any("student width 25 %" in proposal.name for proposal in found)
     assert not any("student width 50 %" in proposal.name for proposal in found)
 
@@ -318,8 +320,8 @@ def test_what_has_the_most_to_gain_is_trained_longer_before_the_time_is_spent(
     def longer(*figures: tuple[float, float], most: float) -> list[int]:
         attempts = [changed(shape, *each) for shape, each in zip(shapes, figures, strict=True)]
         training = replace(TRAINING, most=most)
-        given = [unchanged, *attempts], menus, Limits(), training, Beliefs()
-        trained = [one.cut for one in next_shapes(*given) if one.steps == 400]
+        found = further([unchanged, *attempts], training)
+        trained = [one.cut for one in found if one.steps == 400]
         return [shapes.index(cut) for cut in trained]
 
     # Slow and almost perfect, fast and worse: the first one's last point would be little.
@@ -355,10 +357,9 @@ def test_rounding_is_left_alone_where_it_is_not_what_cost_the_score(
     menus: dict[str, Menu],
 ) -> None:
     attempts = [attempt(0.97, 5e-6, steps=100), attempt(0.92, 1e-6, steps=100, integer=True)]
-    given = attempts, menus, Limits(), TRAINING, Beliefs()
 
     def options(by_rounding: float) -> list[str]:
-        found = next_shapes(*given, by_rounding=lambda _: by_rounding)
+        found = further(attempts, TRAINING, by_rounding=lambda _: by_rounding)
         return [choice.option for one in found for _, choice in one.reshaped]
 
     assert any("qat int8" in option for option in options(0.9))
