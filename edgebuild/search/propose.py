@@ -38,6 +38,8 @@ SLACK = 1.15
 CLOSE = 1.1
 # A student whose latency is within this factor of what is wished is tried.
 NEAR = 1.4
+# The share of the most that is trained in one round which new shapes may take together.
+SHAPING = 0.5
 
 
 def opening(
@@ -102,12 +104,31 @@ def next_shapes(
     training: Training,
     beliefs: Beliefs,
 ) -> Iterator[Proposal]:
-    """What the frontier suggests: plans and a student in its gaps, and something bolder."""
+    """What the frontier suggests: plans and a student in its gaps, and something bolder.
+
+    Only as many as leave time to train the best of them longer.
+    """
     wishes = list(_wished(frontier_of(attempts)))
     plans = partial(_plans, menus, attempts, wishes, limits, training, beliefs)
     student = partial(_another_student, menus, students, attempts, wishes, training, limits)
-    for propose in (student, plans) if _students_lead(attempts) else (plans, student):
-        yield from propose()
+    kinds = (student, plans) if _students_lead(attempts) else (plans, student)
+    yield from _affordable((one for propose in kinds for one in propose()), training)
+
+
+def _affordable(proposals: Iterable[Proposal], training: Training) -> Iterator[Proposal]:
+    """The first ones, whose networks can be trained in a share of the most that there is time for.
+
+    At least one network; the same network in another format takes no time.
+    """
+    spent, shapes = 0.0, set[Shape]()
+    for proposal in proposals:
+        if proposal.reshaped not in shapes:
+            taken = training.seconds(proposal.steps, proposal.work)
+            if shapes and spent + taken > training.most * SHAPING:
+                return
+            spent += taken
+            shapes.add(proposal.reshaped)
+        yield proposal
 
 
 def _students_lead(attempts: Sequence[Attempt]) -> bool:

@@ -274,6 +274,17 @@ def test_where_something_is_wished_the_nearest_student_is_tried(menus: dict[str,
     assert not any("student width 50 %" in proposal.name for proposal in found)
 
 
+def test_new_shapes_leave_time_to_train_the_best_of_them_longer(menus: dict[str, Menu]) -> None:
+    attempts = [attempt(0.99, 1e-4), attempt(0.97, 1e-5)]
+
+    def networks(most: float) -> int:
+        training = replace(TRAINING, most=most)
+        found = next_shapes(attempts, menus, [STUDENT], Limits(), training, Beliefs())
+        return len({one.reshaped for one in found})
+
+    assert networks(most=3000.0) > networks(most=300.0) == 1
+
+
 def test_what_is_beaten_is_not(menus: dict[str, Menu]) -> None:
     proposals = following(menus, attempt(0.95, 1e-6), attempt(0.93, 1e-5, steps=100))
     assert all("400 steps" not in str(proposal.reshaped) for proposal in proposals)
