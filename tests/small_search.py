@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from edgebuild.search.menu import Menu, Weighed
+from edgebuild.search.proposal import Attempt, Proposal
+from edgebuild.search.training import Training
 from edgebuild.vocabulary.measurement import Evidence, Figure
-from edgebuild.vocabulary.offer import Choice, LayerShape, Offer, Part, PartKind, macs
+from edgebuild.vocabulary.offer import NETWORK, Choice, LayerShape, Offer, Part, PartKind, macs
 from edgebuild.vocabulary.precision import LayerKind, Precision
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.trial import Trial
@@ -12,6 +14,10 @@ from edgebuild.vocabulary.units import Seconds
 from edgebuild.vocabulary.verdict import BudgetLine, Status, Verdict
 
 CHANNELS = 64
+# The first channels of the menu kept, as a plan may have it.
+SHAPE = ((Part("layers.0", PartKind.CHANNELS), Choice("prune", "keep 16 of 64")),)
+STUDENT = Offer(NETWORK, Choice("student", "width 50 %"), {"layers.0": 32}, {"layers.1": 32})
+TRAINING = Training(first=100.0, most=3000.0, step=1.0)
 
 
 def linear(inputs: int = CHANNELS, outputs: int = CHANNELS) -> LayerShape:
@@ -66,3 +72,22 @@ def tried(
     line = BudgetLine("latency_p99", 1.0, p99, Status.BREACHED if breached else Status.MET)
     recipe = Recipe(f"{score} in {latency}", "onnx", ())
     return Trial(recipe, {**figures, "latency_p50": p50, "latency_p99": p99}, Verdict((line,)))
+
+
+def attempt(
+    score: float,
+    latency: float,
+    steps: int = 0,
+    integer: bool = False,
+    divergence: float = 0.0,
+) -> Attempt:
+    """The menu's network, its first channels pruned where it was trained for some steps."""
+    training = ((NETWORK, TRAINING.choice(steps)),) if steps else ()
+    precision = Precision.INT8_DYNAMIC if integer else Precision.FP32
+    precisions = {f"layers.{number}": precision for number in range(3)}
+    shape = (*SHAPE, *training) if steps else ()
+    trial = tried(score, latency, divergence=divergence)
+    return Attempt(Proposal("a test's", "onnx", shape, precisions), trial)
+
+
+WIDTHS = [narrowed("layers.0", "layers.1", kept, (1 - kept / CHANNELS) ** 2) for kept in (16, 32)]

@@ -29,7 +29,7 @@ from edgebuild.search.menu import Limits, Menu
 from edgebuild.search.plan import appraise, whole
 from edgebuild.search.pricing import menus
 from edgebuild.search.proposal import Attempt, Proposal
-from edgebuild.search.propose import first_shapes, next_shapes, opening, work_of
+from edgebuild.search.propose import affordable, first_shapes, next_shapes, opening, work_of
 from edgebuild.search.reshape import changed_once, reshaped_program
 from edgebuild.search.sensitivity import sensitivity
 from edgebuild.search.survey import Survey, survey
@@ -188,7 +188,8 @@ class Rounds:
         beliefs = found.beliefs
         priced = {name: believed(menu, name, beliefs) for name, menu in found.menus.items()}
         shaping = priced, survey.students, limits, training, beliefs
-        shapes = partial(next_shapes, found.attempts, *shaping)
+        new = self._untried(next_shapes(found.attempts, *shaping))
+        shapes = partial(affordable, new, training)
         deeper = partial(further, found.attempts, training, survey.zeros, found.by_rounding)
         stages: tuple[Callable[[], Iterator[Proposal]], ...] = (
             partial(opening, found.attempts, priced, limits, training, beliefs),

@@ -104,21 +104,18 @@ def next_shapes(
     training: Training,
     beliefs: Beliefs,
 ) -> Iterator[Proposal]:
-    """What the frontier suggests: plans and a student in its gaps, and something bolder.
-
-    Only as many as leave time to train the best of them longer.
-    """
+    """What the frontier suggests: plans and a student in its gaps, and something bolder."""
     wishes = list(_wished(frontier_of(attempts)))
     plans = partial(_plans, menus, attempts, wishes, limits, training, beliefs)
     student = partial(_another_student, menus, students, attempts, wishes, training, limits)
-    kinds = (student, plans) if _students_lead(attempts) else (plans, student)
-    yield from _affordable((one for propose in kinds for one in propose()), training)
+    for propose in (student, plans) if _students_lead(attempts) else (plans, student):
+        yield from propose()
 
 
-def _affordable(proposals: Iterable[Proposal], training: Training) -> Iterator[Proposal]:
-    """The first ones, whose networks can be trained in a share of the most that there is time for.
+def affordable(proposals: Iterable[Proposal], training: Training) -> Iterator[Proposal]:
+    """Only so many new shapes as leave time to train the best of them longer; at least one.
 
-    At least one network; the same network in another format takes no time.
+    The same network in another format takes no time.
     """
     spent, shapes = 0.0, set[Shape]()
     for proposal in proposals:

@@ -6,27 +6,18 @@ import math
 from dataclasses import replace
 
 import pytest
-from small_search import CHANNELS, linear, menu, narrowed, seconds, tried
+from small_search import SHAPE, STUDENT, TRAINING, WIDTHS, attempt, menu, seconds, tried
 
 from edgebuild.search import propose
-from edgebuild.search.explain import explain
-from edgebuild.search.further import PROMISING, further
 from edgebuild.search.learn import Beliefs
 from edgebuild.search.menu import Limits, Menu, offers_of, settle
-from edgebuild.search.plan import appraise, fastest, plan, whole
-from edgebuild.search.proposal import Attempt, Proposal, Shape
-from edgebuild.search.propose import first_shapes, next_shapes, opening
+from edgebuild.search.plan import appraise, fastest, whole
+from edgebuild.search.proposal import Attempt, Proposal
+from edgebuild.search.propose import affordable, first_shapes, next_shapes, opening
 from edgebuild.search.training import Training
-from edgebuild.vocabulary.offer import NETWORK, Choice, Offer, Part, PartKind
+from edgebuild.vocabulary.offer import NETWORK, Choice, Offer
 from edgebuild.vocabulary.precision import Precision
-from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.trial import Trial
-from edgebuild.vocabulary.units import Seconds
-
-TRAINING = Training(first=100.0, most=3000.0, step=1.0)
-STUDENT = Offer(NETWORK, Choice("student", "width 50 %"), {"layers.0": 32}, {"layers.1": 32})
-WIDTHS = [narrowed("layers.0", "layers.1", kept, (1 - kept / CHANNELS) ** 2) for kept in (16, 32)]
-SHAPE = ((Part("layers.0", PartKind.CHANNELS), Choice("prune", "keep 16 of 64")),)
 
 
 @pytest.fixture
@@ -198,24 +189,8 @@ def test_a_student_is_proposed(menus: dict[str, Menu]) -> None:
     assert any((STUDENT.part, STUDENT.choice) in one.reshaped for one in first(menus))
 
 
-def attempt(
-    score: float,
-    latency: float,
-    steps: int = 0,
-    integer: bool = False,
-    divergence: float = 0.0,
-) -> Attempt:
-    training = ((NETWORK, TRAINING.choice(steps)),) if steps else ()
-    precision = Precision.INT8_DYNAMIC if integer else Precision.FP32
-    precisions = {f"layers.{number}": precision for number in range(3)}
-    shape = (*SHAPE, *training) if steps else ()
-    trial = tried(score, latency, divergence=divergence)
-    return Attempt(Proposal("a test's", "onnx", shape, precisions), trial)
-
-
 def following(menus: dict[str, Menu], *attempts: Attempt) -> list[Proposal]:
-    given = attempts, menus, [], Limits(), TRAINING, Beliefs()
-    return [*further(attempts, TRAINING), *next_shapes(*given)]
+    return list(next_shapes(attempts, menus, [], Limits(), TRAINING, Beliefs()))
 
 
 def opened(menus: dict[str, Menu], *attempts: Attempt) -> list[Proposal]:
@@ -245,25 +220,6 @@ def test_beyond_a_frontier_that_loses_little_something_bolder_is_planned(
     assert not following(menus, attempt(0.80, fast))
 
 
-def test_what_is_on_the_frontier_is_trained_longer(menus: dict[str, Menu]) -> None:
-    proposals = following(menus, attempt(0.95, 1e-5), attempt(0.93, 1e-6, steps=100))
-    longer = (*SHAPE, (NETWORK, Choice("distill", "400 steps, seed 0")))
-    assert longer in [proposal.reshaped for proposal in proposals]
-
-
-def test_what_lost_nothing_but_answers_otherwise_is_trained_longer(menus: dict[str, Menu]) -> None:
-    shape = (*SHAPE, (NETWORK, TRAINING.choice(200)))
-
-    def longest(divergence: float) -> int:
-        trial = tried(1.0, 1e-6, divergence=divergence)
-        proposals = following(menus, Attempt(Proposal("a test's", "onnx", shape), trial))
-        own = [one for one in proposals if set(SHAPE) < set(one.reshaped)]
-        return max((one.steps for one in own), default=0)
-
-    assert longest(0.02) > 200
-    assert longest(0.0) <= 200
-
-
 def test_where_something_is_wished_the_nearest_student_is_tried(menus: dict[str, Menu]) -> None:
     smaller = Offer(NETWORK, Choice("student", "width 25 %"), {"layers.0": 16}, {"layers.1": 16})
     latency = whole(settle(menus["onnx"], [smaller])).latency
@@ -280,174 +236,6 @@ def test_new_shapes_leave_time_to_train_the_best_of_them_longer(menus: dict[str,
     def networks(most: float) -> int:
         training = replace(TRAINING, most=most)
         found = next_shapes(attempts, menus, [STUDENT], Limits(), training, Beliefs())
-        return len({one.reshaped for one in found})
+        return len({one.reshaped for one in affordable(found, training)})
 
     assert networks(most=3000.0) > networks(most=300.0) == 1
-
-
-def test_what_is_beaten_is_not(menus: dict[str, Menu]) -> None:
-    proposals = following(menus, attempt(0.95, 1e-6), attempt(0.93, 1e-5, steps=100))
-    assert all("400 steps" not in str(proposal.reshaped) for proposal in proposals)
-
-
-def test_what_was_trained_for_longer_does_not_speak_against_others(menus: dict[str, Menu]) -> None:
-    def longer(steps: int) -> list[int]:
-        other = Proposal("a test's", "onnx", ((STUDENT.part, STUDENT.choice),))
-        trained = replace(other, reshaped=(*other.reshaped, (NETWORK, TRAINING.choice(steps))))
-        rival = Attempt(trained, tried(0.95, 1e-6))
-        found = following(menus, rival, attempt(0.93, 1e-5, steps=100))
-        return [one.steps for one in found if set(SHAPE) < set(one.reshaped)]
-
-    assert 400 in longer(200)
-    assert 400 not in longer(100)
-
-
-def test_a_shape_is_trained_longer_once_whatever_its_formats(menus: dict[str, Menu]) -> None:
-    shapes = [((Part(f"layers.{n}", PartKind.CHANNELS), SHAPE[0][1]),) for n in range(PROMISING)]
-    attempts = [
-        Attempt(
-            Proposal("a test's", format, (*shape, (NETWORK, TRAINING.choice(100)))),
-            tried(0.9 + number / 100, (number + 1 + late) * 1e-6),
-        )
-        for number, shape in enumerate(shapes)
-        for format, late in (("onnx", 0.0), ("tflite", -0.1))
-    ]
-    found = {one.reshaped for one in following(menus, *attempts) if one.steps == 400}
-    assert found >= {(*shape, (NETWORK, TRAINING.choice(400))) for shape in shapes}
-
-
-def test_what_has_the_most_to_gain_is_trained_longer_before_the_time_is_spent(
-    menus: dict[str, Menu],
-) -> None:
-    shapes = [((Part(f"layers.{n}", PartKind.CHANNELS), SHAPE[0][1]),) for n in range(2)]
-    unchanged = Attempt(Proposal("fp32", "onnx"), tried(1.0, 1e-4))
-
-    def changed(shape: Shape, score: float, latency: float) -> Attempt:
-        shape = (*shape, (NETWORK, TRAINING.choice(100)))
-        recipe = Recipe("a test's", "onnx", (), (), shape)
-        trial = replace(tried(score, latency), recipe=recipe)
-        return Attempt(Proposal("a test's", "onnx", shape), trial)
-
-    def longer(*figures: tuple[float, float], most: float) -> list[int]:
-        attempts = [changed(shape, *each) for shape, each in zip(shapes, figures, strict=True)]
-        training = replace(TRAINING, most=most)
-        found = further([unchanged, *attempts], training)
-        trained = [one.cut for one in found if one.steps == 400]
-        return [shapes.index(cut) for cut in trained]
-
-    # Slow and almost perfect, fast and worse: the first one's last point would be little.
-    good, fast = (0.997, 2e-5), (0.985, 1e-6)
-    assert longer(good, fast, most=500) == [1]
-    assert longer(fast, good, most=500) == [0]
-    assert longer(good, fast, most=900) == [1, 0]
-    # A hair faster, and much worse: what the other one lost is what is to be gained.
-    assert longer((0.97, 2e-6), (0.91, 1.9e-6), most=500) == [0]
-
-
-def test_what_fared_worse_after_more_steps_is_left(menus: dict[str, Menu]) -> None:
-    attempts = attempt(0.95, 1e-6, steps=100), attempt(0.94, 1.1e-6, steps=200)
-    assert all(one.steps <= 200 for one in following(menus, *attempts))
-
-
-def test_training_ends_at_the_most_steps_that_there_is_time_for(menus: dict[str, Menu]) -> None:
-    proposals = following(menus, attempt(0.95, 1e-5), attempt(0.93, 1e-6, steps=800))
-    assert max(one.steps for one in proposals) <= TRAINING.most
-
-
-def test_integers_that_cost_score_are_trained_on_their_grid(menus: dict[str, Menu]) -> None:
-    floating = attempt(0.97, 5e-6, steps=100)
-    lossy = attempt(0.92, 1e-6, steps=100, integer=True)
-    options = [c.option for one in following(menus, floating, lossy) for _, c in one.reshaped]
-    assert any("qat int8" in option for option in options)
-    exact = attempt(0.969, 1e-6, steps=100, integer=True)
-    options = [c.option for one in following(menus, floating, exact) for _, c in one.reshaped]
-    assert not any("qat int8" in option for option in options)
-
-
-def test_rounding_is_left_alone_where_it_is_not_what_cost_the_score(
-    menus: dict[str, Menu],
-) -> None:
-    attempts = [attempt(0.97, 5e-6, steps=100), attempt(0.92, 1e-6, steps=100, integer=True)]
-
-    def options(by_rounding: float) -> list[str]:
-        found = further(attempts, TRAINING, by_rounding=lambda _: by_rounding)
-        return [choice.option for one in found for _, choice in one.reshaped]
-
-    assert any("qat int8" in option for option in options(0.9))
-    assert not any("qat int8" in option for option in options(0.1))
-
-
-# ---- the explanation
-
-
-def test_each_site_says_what_it_got_and_what_better_would_cost() -> None:
-    given = menu(*WIDTHS)
-    cheap = plan(given, Limits(latency=1.3 * fastest(given).latency))
-    assert cheap is not None
-    proposal = Proposal("a test's", "onnx", cheap.reshaped, cheap.precisions)
-    found = {site.path: site for site in explain(given, proposal)}
-    quantized = next(site for site in found.values() if site.choice == "int8-dynamic")
-    assert quantized.better == "fp32"
-    assert quantized.costs > 0
-    assert quantized.saves == pytest.approx(0.02)
-
-
-def test_a_changed_part_is_priced_against_leaving_it_as_it_was() -> None:
-    given = menu(*WIDTHS)
-    precisions = dict.fromkeys(given.layers, Precision.FP32)
-    found = explain(given, Proposal("a test's", "onnx", SHAPE, precisions))
-    changed = next(site for site in found if site.choice.startswith("prune"))
-    whole, narrow = linear(), linear(CHANNELS, 16)
-    reader = linear(16, CHANNELS)
-    spared = 2 * seconds(whole, Precision.FP32) - sum(
-        seconds(shape, Precision.FP32) for shape in (narrow, reader)
-    )
-    assert changed.better == "as it was"
-    assert changed.costs == pytest.approx(spared)
-
-
-def test_a_changed_part_shares_its_time_with_its_layers() -> None:
-    given = menu(*WIDTHS)
-    precisions = dict.fromkeys(given.layers, Precision.FP32)
-    found = explain(given, Proposal("a test's", "onnx", SHAPE, precisions))
-    assert {one.choice.startswith("prune") for one in found if one.is_shared} == {True}
-    assert not any(one.is_shared for one in found if one.choice == "fp32")
-
-
-@pytest.mark.parametrize(
-    ("others", "untaken"),
-    [
-        (0, "no candidate that was tried has it"),
-        (1, "1 candidate that has it was measured, and not chosen"),
-        (2, "2 candidates that have it were measured, and not chosen"),
-    ],
-)
-def test_a_better_choice_that_costs_nothing_says_what_became_of_it(
-    others: int, untaken: str
-) -> None:
-    # Integers that are no faster: the float layer loses less, and takes as long.
-    given = replace(menu(*WIDTHS), seconds=lambda shape, precision: Seconds(1e-3))
-    precisions = dict.fromkeys(given.layers, Precision.INT8_DYNAMIC)
-    own = Proposal("a test's", "onnx", (), precisions)
-    rival = replace(own, precisions=dict.fromkeys(given.layers, Precision.FP32))
-    elsewhere = replace(rival, format="tflite")
-    found = explain(given, own, [own, elsewhere, *[rival] * others])
-    free = [one for one in found if one.better and one.costs <= 0]
-    assert free
-    assert {one.untaken for one in free} == {untaken}
-
-
-def test_what_saves_no_more_than_noise_is_no_better_choice() -> None:
-    given = menu(*WIDTHS)
-    near = {path: {Precision.FP32: 0.0, Precision.INT8_DYNAMIC: 1e-6} for path in given.layers}
-    precisions = dict.fromkeys(given.layers, Precision.INT8_DYNAMIC)
-    found = explain(replace(given, precisions=near), Proposal("a test's", "onnx", (), precisions))
-    assert {one.better for one in found} == {""}
-
-
-def test_a_first_training_is_long_enough_to_tell_something_where_there_is_time() -> None:
-    hurried = Training(first=10.0, most=30.0, step=0.3)
-    patient = Training(first=10.0, most=300.0, step=0.3)
-    assert hurried.first_steps(1.0) == 100
-    assert patient.first_steps(1.0) == 200
-    assert patient.most_steps(1.0) == 800
