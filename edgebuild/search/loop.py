@@ -11,10 +11,8 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from pydantic import TypeAdapter
-from torch import nn
 
 from edgebuild.cache import digest, this_machine
-from edgebuild.methods.distill import seconds_per_step
 from edgebuild.search.case import Case
 from edgebuild.search.found import Found
 from edgebuild.search.frontier import speed, volume
@@ -26,17 +24,18 @@ from edgebuild.search.learn import believed, learn
 from edgebuild.search.make import make
 from edgebuild.search.measure import measure
 from edgebuild.search.menu import Limits, Menu
+from edgebuild.search.pace import FROM_CACHE, Pace, timed
 from edgebuild.search.plan import appraise, whole
 from edgebuild.search.pricing import menus
 from edgebuild.search.proposal import Attempt, Proposal
-from edgebuild.search.propose import affordable, first_shapes, next_shapes, opening, work_of
-from edgebuild.search.reshape import changed_once, reshaped_program
+from edgebuild.search.propose import affordable, first_shapes, next_shapes, opening
+from edgebuild.search.reshape import reshaped_program
 from edgebuild.search.sensitivity import sensitivity
 from edgebuild.search.survey import Survey, survey
-from edgebuild.search.training import CUT_DEEPLY, STEPS, TEACHER, Training, teachers_share
+from edgebuild.search.training import CUT_DEEPLY, STEPS, Training
 from edgebuild.search.uniform import exporters_of, fitted, uniform_recipes
 from edgebuild.vocabulary.contracts import Device, Progress
-from edgebuild.vocabulary.errors import EdgebuildError, MethodFailed, told
+from edgebuild.vocabulary.errors import EdgebuildError, told
 from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.recipe import Recipe
 from edgebuild.vocabulary.trial import Trial
@@ -53,10 +52,6 @@ FIRST_SHARE, MOST_SHARE = 1 / 8, 1 / 2
 # Towards the end a few networks that are trained tell more than many that are not: at first each
 # gets this share of the whole time, but no more than this share of what is left.
 LEAST_SHARE, LAST_SHARE = 1 / 12, 1 / 4
-# What took no longer than this, in seconds, was not trained but found.
-FROM_CACHE = 1.0
-# A training of usual length tells what a step takes, its share of the looks at validation included.
-USUAL_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -126,7 +121,7 @@ class Rounds:
     progress: Progress
     begun: float = field(default_factory=time.monotonic)
     volumes: list[float] = field(default_factory=list)
-    trainings: list[tuple[float, float]] = field(default_factory=list)
+    pace: Pace = field(default_factory=Pace)
 
     def run(self) -> None:
         """Repeats what an earlier run of the same search has decided, and goes on from there."""
@@ -246,7 +241,7 @@ class Rounds:
         left = max(left, 0.0)
         least = min((self.wishes.seconds or PATIENCE) * LEAST_SHARE, left * LAST_SHARE)
         first, most = max(left * FIRST_SHARE, least), left * MOST_SHARE
-        training = replace(measured, first=first, most=most, step=measured.step * self._pace)
+        training = replace(measured, first=first, most=most, step=measured.step * self.pace.factor)
         if not self.volumes and not training.is_possible:
             taken = format_time(training.seconds(STEPS[0], CUT_DEEPLY))
             self.progress.say(
@@ -255,47 +250,15 @@ class Rounds:
             )
         return training
 
-    @property
-    def _pace(self) -> float:
-        """By what factor trainings take longer than is thought; the first also asks the teacher."""
-        later = self.trainings[1:]
-        if not later:
-            return 1.0
-        return sum(taken for taken, _ in later) / sum(thought for _, thought in later)
-
     @cached_property
     def _measured(self) -> Training:
         """What a step takes; none where nothing is to be trained, or can be."""
-        training = Training(seed=self.wishes.seed, roundings=self.prepare().roundings)
+        survey = self.prepare()
+        training = Training(seed=self.wishes.seed, roundings=survey.roundings)
         if "distill" not in self.wishes.methods:
             return training
-        try:
-            step = self._seconds_per_step(self.case.lesson.network)
-        except MethodFailed as error:
-            self.progress.say(f"nothing is trained: {told(error)}")
-            return training
-        return replace(training, step=step, teacher=self._teacher(step))
-
-    def _teacher(self, step: float) -> float:
-        """The share of a step that is not the student's, by what one of a middling student takes.
-
-        The teacher is asked as often, and light students are shown more at once.
-        """
-        students, menu = self.prepare().students, next(iter(self.found.menus.values()), None)
-        if not students or menu is None:
-            return TEACHER
-        middling = students[len(students) // 2]
-        try:
-            student = changed_once(self.case, middling.part, middling.choice)
-            smaller = self._seconds_per_step(student)
-        except MethodFailed:
-            # It is told when it is its turn.
-            return TEACHER
-        return teachers_share(step, smaller, work_of(menu, [middling]))
-
-    def _seconds_per_step(self, network: nn.Module) -> float:
-        usual = Training(seed=self.wishes.seed).choice(USUAL_STEPS)
-        return seconds_per_step(network, self.case.lesson, usual.option)
+        menu = next(iter(self.found.menus.values()))
+        return timed(training, self.case, survey.students, menu, self.progress)
 
     def attempt(self, proposals: Sequence[Proposal], deadline: float) -> tuple[Proposal, ...]:
         """Makes and measures; returns what there was time for."""
@@ -328,11 +291,9 @@ class Rounds:
         return tuple(done)
 
     def _note_pace(self, proposal: Proposal, taken: float) -> None:
-        """Remembers how long a training took and how long it was thought to, if it took place."""
-        steps = proposal.steps
-        if steps and taken > FROM_CACHE:
-            thought = self._measured.seconds(steps, proposal.work)
-            self.trainings.append((taken, thought))
+        if proposal.steps and taken > FROM_CACHE:
+            thought = self._measured.seconds(proposal.steps, proposal.work)
+            self.pace.trainings.append((taken, thought))
 
     def _learn(self) -> None:
         self.found.beliefs = learn([seen for _, seen in self.found.observations()])
