@@ -40,15 +40,18 @@ def further(
 
     `by_rounding` tells which share of an attempt's divergence quantization is believed to cause.
     """
-    spent = 0.0
+    spent, count = 0.0, 0
     promising = [one for one in _promising(attempts) if one.drop <= WITHIN_REACH]
-    for attempt in _first_to_gain(promising, attempts)[:PROMISING]:
-        for longer in _longer(attempt, training, spent):
-            spent += training.seconds(longer.steps, longer.work)
-            yield longer
+    for attempt in _first_to_gain(promising, attempts):
+        proposals = list(_longer(attempt, training, spent))
+        spent += sum(training.seconds(one.steps, one.work) for one in proposals)
         if by_rounding(attempt) >= BY_ROUNDING:
-            yield from _finer(attempt, attempts, training)
-        yield from _sparser(attempt, zeros)
+            proposals += _finer(attempt, attempts, training)
+        proposals += _sparser(attempt, zeros)
+        yield from proposals
+        count += bool(proposals)
+        if count == PROMISING:
+            return
 
 
 def _first_to_gain(promising: Sequence[Attempt], attempts: Sequence[Attempt]) -> list[Attempt]:

@@ -177,7 +177,7 @@ class IntegerProgram:
         }
         losses: dict[str, float] = defaultdict(float)
         for weighed in taken:
-            losses[weighed.offer.choice.method] += weighed.loss
+            losses[weighed.offer.choice.form] += weighed.loss
         for path, precision in precisions.items():
             losses["quantize"] += self._menu.precisions[path][precision]
         return Plan(
@@ -208,7 +208,7 @@ class IntegerProgram:
         options: list[tuple[int, Weighed | None]] = [(self._column(), None)]
         for weighed in self._menu.offers:
             if weighed.offer.part == part:
-                factor = self._weight(weighed.offer.choice.method)
+                factor = self._weight(weighed.offer.choice.form)
                 options.append((self._column(loss=weighed.loss * factor), weighed))
         self._options[part] = options
         self._row({column: 1.0 for column, _ in options}, 1.0, 1.0)

@@ -33,10 +33,10 @@ Kernels = tuple[str, bool]
 
 @dataclass(frozen=True)
 class Observation:
-    """One candidate, as planned and as measured: seconds, and nats (planned by family).
+    """One candidate, as planned and as measured: seconds, and nats.
 
-    `steps` is how long it was trained to recover; `has_integers` tells whether layers compute in
-    integers.
+    Losses are planned by the form of choices. `steps` is how long it was trained to recover;
+    `has_integers` tells whether layers compute in integers.
     """
 
     format: str
@@ -58,8 +58,8 @@ class Beliefs:
 
     Attributes:
         latency: by what planned latencies are to be multiplied, by kernels.
-        loss: what is left of one nat that a family loses, after the shortest training; training
-            takes nothing from what quantization loses.
+        loss: what is left of one nat that a form of choices loses, after the shortest training;
+            training takes nothing from what quantization loses.
         power: with which power of the planned loss that grows.
         recovery: with which power of the steps it shrinks.
     """
@@ -69,9 +69,9 @@ class Beliefs:
     power: float = POWER
     recovery: float = RECOVERY
 
-    def weight(self, family: str) -> float:
-        """What one nat of a family is to count, beside those of other families."""
-        return self.loss.get(family, _start(family))
+    def weight(self, form: str) -> float:
+        """What one nat of a form of choices is to count, beside those of others."""
+        return self.loss.get(form, _start(form))
 
     def factor(self, kernels: Kernels) -> float:
         """By what a planned latency is to be multiplied; what is not known is as the others are."""
@@ -145,14 +145,14 @@ def _mean_log_ratio(seen: Sequence[Observation], kernels: Kernels) -> float:
 
 
 def _loss_beliefs(seen: Sequence[Observation]) -> Beliefs:
-    families = sorted({family for one in seen for family in one.planned_losses})
-    if not families:
+    forms = sorted({form for one in seen for form in one.planned_losses})
+    if not forms:
         return Beliefs()
     measured = np.log(np.array([one.measured_loss for one in seen]).clip(FLOOR))
-    start = np.array([*(np.log(_start(family)) for family in families), POWER, RECOVERY])
+    start = np.array([*(np.log(_start(form)) for form in forms), POWER, RECOVERY])
 
     def believed(values: np.ndarray) -> Beliefs:
-        factors = dict(zip(families, np.exp(values[:-2]).tolist(), strict=True))
+        factors = dict(zip(forms, np.exp(values[:-2]).tolist(), strict=True))
         return Beliefs({}, factors, float(np.clip(values[-2], *POWERS)), float(values[-1]))
 
     def residuals(values: np.ndarray) -> np.ndarray:
@@ -164,5 +164,5 @@ def _loss_beliefs(seen: Sequence[Observation]) -> Beliefs:
     return believed(least_squares(residuals, start, loss="soft_l1").x)
 
 
-def _start(family: str) -> float:
-    return 1.0 if family == QUANTIZE else RECOVERED
+def _start(form: str) -> float:
+    return 1.0 if form == QUANTIZE else RECOVERED

@@ -60,7 +60,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is picked, and what it should come to; `losses` are in nats by family."""
+    """What is picked, and what it should come to; `losses` are in nats by form."""
 
     reshaped: tuple[tuple[Part, Choice], ...]
     precisions: Mapping[str, Precision]

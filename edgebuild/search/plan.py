@@ -22,15 +22,15 @@ from edgebuild.vocabulary.precision import Precision
 UNKNOWN_LOSS = 1.0
 
 
-def _evenly(family: str) -> float:
+def _evenly(form: str) -> float:
     return 1.0
 
 
 def plan(menu: Menu, limits: Limits, weight: Weight = _evenly) -> Plan | None:
     """The least loss within the limits; None where nothing keeps them.
 
-    `weight` scales the losses of a family (a method's name, or "quantize") by what measurements
-    have shown of it.
+    `weight` scales the losses of a form (a choice's, or "quantize") by what measurements have shown
+    of it.
     """
     program = IntegerProgram(menu, weight)
     found = program.least_loss(limits)
@@ -79,6 +79,6 @@ def appraise(menu: Menu, offers: Sequence[Offer], precisions: Mapping[str, Preci
     known = {(one.offer.part, one.offer.choice): one.loss for one in menu.offers}
     losses = defaultdict(float, found.losses)
     for offer in offers:
-        losses[offer.choice.method] += known.get((offer.part, offer.choice), UNKNOWN_LOSS)
+        losses[offer.choice.form] += known.get((offer.part, offer.choice), UNKNOWN_LOSS)
     reshaped = tuple((offer.part, offer.choice) for offer in offers)
     return replace(found, reshaped=reshaped, losses=dict(losses))

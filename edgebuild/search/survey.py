@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -36,7 +35,6 @@ MEASURED_SIZES = 2
 # Losses grow about with the square of what is taken away, where only one was measured.
 EXPONENT = 2.0
 NO_LOSS = 1e-9
-NUMBERS = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def _weighed(examiner: Examiner, offers: Sequence[Offer]) -> Iterator[Weighed]:
     forms: dict[str, list[Offer]] = {}
     for offer in offers:
         # "tucker 8 x 24" and "spatial 16" lose differently at the same size.
-        forms.setdefault(NUMBERS.sub("", offer.choice.option), []).append(offer)
+        forms.setdefault(offer.choice.form, []).append(offer)
     for form in forms.values():
         taken = np.log([max(_taken_away(offer, examiner.layers), 1e-6) for offer in form])
         chosen = _spread(len(form), MEASURED_SIZES, np.argsort(taken))

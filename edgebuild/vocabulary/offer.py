@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from edgebuild.vocabulary.precision import LayerKind
+
+_NUMBERS = re.compile(r"\d+")
 
 
 class PartKind(StrEnum):
@@ -40,6 +43,11 @@ class Choice:
 
     method: str
     option: str
+
+    @property
+    def form(self) -> str:
+        """The method and its option but for the sizes: choices of one form lose alike."""
+        return f"{self.method} {_NUMBERS.sub('', self.option)}"
 
 
 @dataclass(frozen=True)

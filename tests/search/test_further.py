@@ -94,6 +94,23 @@ def test_what_has_the_most_to_gain_is_trained_longer_before_the_time_is_spent() 
     assert longer((0.97, 2e-6), (0.91, 1.9e-6), most=500) == [0]
 
 
+def test_what_nothing_can_be_done_about_takes_no_turn() -> None:
+    """There is no time to train these any longer, and there is for the slow one."""
+    shapes: list[Shape] = [
+        ((Part(f"layers.{number}", PartKind.CHANNELS), SHAPE[0][1]),) for number in range(4)
+    ]
+    steps = (800, 800, 800, 100)
+    attempts = [
+        Attempt(
+            Proposal("a test's", "onnx", (*shape, (NETWORK, TRAINING.choice(each)))),
+            tried(0.95 + number / 100, (number + 1) * 1e-6),
+        )
+        for number, (shape, each) in enumerate(zip(shapes, steps, strict=True))
+    ]
+    found = list(further(attempts, replace(TRAINING, most=900)))
+    assert [(one.cut, one.steps) for one in found] == [(shapes[-1], 400)]
+
+
 def test_what_fared_worse_after_more_steps_is_left() -> None:
     attempts = attempt(0.95, 1e-6, steps=100), attempt(0.94, 1.1e-6, steps=200)
     assert all(one.steps <= 200 for one in longer_or_finer(*attempts))

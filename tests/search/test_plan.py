@@ -185,10 +185,31 @@ def test_what_a_family_is_known_to_lose_decides_between_families() -> None:
     given_menu = menu(narrowed("layers.0", "layers.1", 16, 0.2), quantized=0.05)
     limit = Limits(latency=0.6 * plan(given_menu, Limits()).latency)  # type: ignore[union-attr]
     before = plan(given_menu, limit)
-    after = plan(given_menu, limit, lambda family: 0.01 if family == "prune" else 1.0)
+    after = plan(given_menu, limit, lambda form: 0.01 if form.startswith("prune") else 1.0)
     assert before is not None
     assert after is not None
-    assert before.losses.get("prune", 0.0) < after.losses["prune"]
+    assert pruned(before) < pruned(after)
+
+
+def pruned(found: Plan) -> float:
+    return sum(loss for form, loss in found.losses.items() if form.startswith("prune"))
+
+
+def test_what_a_form_is_known_to_lose_decides_within_a_method() -> None:
+    low = factorized("layers.1", 8, 0.1)
+    thin = replace(low.offer, choice=Choice("factorize", "separable 8"))
+    given_menu = menu(low, Weighed(thin, 0.09))
+    precisions = {path: {Precision.FP32: 0.0} for path in given_menu.layers}
+    given_menu = replace(given_menu, precisions=precisions)
+    limit = Limits(latency=0.9 * plan(given_menu, Limits()).latency)  # type: ignore[union-attr]
+
+    def chosen(worse: str) -> list[str]:
+        found = plan(given_menu, limit, lambda form: 2.0 if worse in form else 1.0)
+        assert found is not None
+        return [choice.option for _, choice in found.reshaped]
+
+    assert chosen("nothing") == ["separable 8"]
+    assert chosen("separable") == ["rank 8"]
 
 
 def test_coupled_channels_narrow_both_their_layers() -> None:
