@@ -30,8 +30,9 @@ from edgebuild.vocabulary.recipe import Candidate, Recipe
 from edgebuild.vocabulary.target import Activations, RuntimeFacts
 
 # Other tests and builds may keep the machine busy; and a failure must be there again on the next
-# run, so examples are drawn from the test's own name rather than by chance.
-settings.register_profile("patient", deadline=None, derandomize=True)
+# run, so examples are drawn from the test's own name rather than by chance. Fifty each:
+# the whole suite is to take less than twenty minutes.
+settings.register_profile("patient", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("patient")
 
 # Looked up before any test gives edgebuild a cache of its own.
