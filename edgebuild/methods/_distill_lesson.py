@@ -117,7 +117,7 @@ class Lesson:
         numbers = self._numbers(step)
         inputs = self.rows.take(numbers)
         if self.varied_rows:
-            plain, drawn = self.plain_rows, step % self.drawings
+            plain, drawn = self.plain_rows, self._drawn(step)
             others = inputs if drawn == step else self.rows.take(self._numbers(drawn))
             changed = varied(others, seeded(self.plan.seed, 1, drawn))
             inputs = tuple(
@@ -129,6 +129,10 @@ class Lesson:
     def plain_inputs(self, step: int) -> Tensors:
         """The inputs of a step's rows, none of them varied."""
         return laid_out(self.rows.take(self._numbers(step)), self.layout)
+
+    def _drawn(self, step: int) -> int:
+        """The step that a step's variations were drawn for."""
+        return step % self.drawings
 
     def _numbers(self, step: int) -> np.ndarray:
         return batch_numbers(step, self.batch_size, len(self.rows), self.plan.seed)
@@ -145,8 +149,9 @@ class Lesson:
         if not self.varied_rows:
             return said
         # Apart from the plain ones, so that longer trainings, which know these, find them too.
-        drawn = step % self.drawings
-        others = self._said(drawn, tuple(tensor[plain:] for tensor in inputs), is_varied=True)
+        others = self._said(
+            self._drawn(step), tuple(tensor[plain:] for tensor in inputs), is_varied=True
+        )
         return [torch.cat(both) for both in zip(said, others, strict=True)]
 
     def _said(self, step: int, inputs: Tensors, is_varied: bool) -> Sequence[Tensor]:

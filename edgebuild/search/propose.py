@@ -130,13 +130,12 @@ def affordable(proposals: Iterable[Proposal], training: Training) -> Iterator[Pr
 
 def _students_lead(attempts: Sequence[Attempt]) -> bool:
     """Whether the frontier owes more to students than to what was planned part by part."""
-    students = [one for one in attempts if one.proposal.cut and _is_student(one)]
-    planned = [one for one in attempts if one.proposal.cut and not _is_student(one)]
-    others = [one for one in attempts if not one.proposal.cut]
-    with_students, with_planned = (
-        volume(one.trial for one in (*others, *kind)) for kind in (students, planned)
+    without_plans = [one for one in attempts if not one.proposal.cut or _is_student(one)]
+    without_students = [one for one in attempts if not _is_student(one)]
+    with_students, with_plans = (
+        volume(one.trial for one in some) for some in (without_plans, without_students)
     )
-    return with_students > with_planned
+    return with_students > with_plans
 
 
 def _is_student(attempt: Attempt) -> bool:

@@ -28,9 +28,11 @@ from zoo import ZOO, Specimen, samples
 from edgebuild import Workload
 from edgebuild.methods import _distill_data as data
 from edgebuild.methods import _distill_loss as loss
+from edgebuild.methods import _distill_memory
 from edgebuild.methods import distill as distilling
 from edgebuild.methods._batch_norms import fold_batch_norms
 from edgebuild.methods._distill_lesson import Lesson, common_layout, open_lesson, with_memory
+from edgebuild.methods._distill_memory import memory_of
 from edgebuild.methods._distill_plan import Grid, Plan
 from edgebuild.methods._distill_train import Training, rate_at, train
 from edgebuild.methods._fake_quantization import (
@@ -606,6 +608,19 @@ def test_of_the_same_batches_a_teacher_is_asked_once_whoever_learns() -> None:
         assert math.isfinite(knowing.loss(disturbed(network), long.drawings).item())
         with pytest.raises(NotImplementedError):
             replace(long, teacher=mute).loss(disturbed(network), 1)
+
+
+def test_what_another_teacher_said_makes_room_when_it_is_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    owner = nn.Linear(1, 1)
+    first = memory_of(owner, "first")
+    first.answers((0,), lambda: [torch.zeros(4)])
+    assert memory_of(owner, "second") is not first
+    assert memory_of(owner, "first") is first
+    monkeypatch.setattr(_distill_memory, "BYTES_OF_ANSWERS", first.nbytes - 1)
+    memory_of(owner, "third")
+    assert memory_of(owner, "first") is not first
 
 
 def test_a_teacher_whose_weights_have_changed_is_asked_again() -> None:
