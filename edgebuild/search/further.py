@@ -19,6 +19,9 @@ LONGER, GAINED = 4, 0.25
 # The score that a network must have lost, and the share of what it diverges that must be believed
 # to be quantization's, before something is done about its rounding.
 WORTH_ROUNDING, BY_ROUNDING = 0.003, 0.25
+# Finer rounding gets back most of what rounding has cost, and so is tried for what has lost more
+# than training could get back: if the loss is mostly rounding's, and no more than this.
+MOSTLY, ROUNDED_REACH = 0.5, 0.3
 # A network that is so near to the whole one (KL of the outputs, in nats) is not trained further. A
 # score that has lost nothing is not enough: on other samples it may have.
 NEGLIGIBLE = 0.005
@@ -41,7 +44,7 @@ def further(
     `by_rounding` tells which share of an attempt's divergence quantization is believed to cause.
     """
     spent, count = 0.0, 0
-    promising = [one for one in _promising(attempts) if one.drop <= WITHIN_REACH]
+    promising = [one for one in _promising(attempts) if _is_within_reach(one, by_rounding(one))]
     for attempt in _first_to_gain(promising, attempts):
         proposals = list(_longer(attempt, training, spent))
         spent += sum(training.seconds(one.steps, one.work) for one in proposals)
@@ -52,6 +55,11 @@ def further(
         count += bool(proposals)
         if count == PROMISING:
             return
+
+
+def _is_within_reach(attempt: Attempt, by_rounding: float) -> bool:
+    reach = ROUNDED_REACH if by_rounding >= MOSTLY else WITHIN_REACH
+    return attempt.drop <= reach
 
 
 def _first_to_gain(promising: Sequence[Attempt], attempts: Sequence[Attempt]) -> list[Attempt]:
@@ -94,7 +102,8 @@ def _longer(attempt: Attempt, training: Training, spent: float) -> Iterator[Prop
     """
     steps, work = attempt.proposal.steps, attempt.proposal.work
     most = min(steps * LONGER, training.most_steps(work, spent))
-    if steps < most and (attempt.drop > 0 or attempt.divergence > NEGLIGIBLE):
+    has_lost = attempt.drop > 0 or attempt.divergence > NEGLIGIBLE
+    if steps < most and has_lost and attempt.drop <= WITHIN_REACH:
         yield attempt.proposal.anew(training.choice(most))
 
 

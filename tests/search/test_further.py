@@ -11,6 +11,8 @@ from edgebuild.search.proposal import Attempt, Proposal, Shape
 from edgebuild.vocabulary.offer import NETWORK, Choice, Part, PartKind
 from edgebuild.vocabulary.recipe import Recipe
 
+QUANTIZED = attempt(1.0, 1.0, integer=True).proposal.precisions
+
 
 def longer_or_finer(*attempts: Attempt) -> list[Proposal]:
     return list(further(attempts, TRAINING))
@@ -140,3 +142,17 @@ def test_rounding_is_left_alone_where_it_is_not_what_cost_the_score() -> None:
 
     assert any("qat int8" in option for option in options(0.9))
     assert not any("qat int8" in option for option in options(0.1))
+
+
+def test_what_lost_much_by_rounding_alone_is_rounded_more_finely_and_trained_no_longer() -> None:
+    floating = attempt(0.99, 5e-6, steps=100)
+
+    def options(score: float, by_rounding: float) -> list[str]:
+        attempts = [floating, attempt(score, 1e-6, steps=100, integer=True)]
+        found = further(attempts, TRAINING, by_rounding=lambda _: by_rounding)
+        return [c.option for one in found if one.precisions == QUANTIZED for _, c in one.reshaped]
+
+    assert any("qat int8" in option for option in options(0.85, 0.9))
+    assert not any("400 steps, seed" in option for option in options(0.85, 0.9))
+    assert not options(0.85, 0.3)
+    assert not options(0.6, 0.9)
