@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from edgebuild.search.frontier import speed, volume
+from edgebuild.search.frontier import WORST_LOSS, speed, volume
 from edgebuild.search.integer_program import GAP
 from edgebuild.search.learn import Beliefs
 from edgebuild.search.menu import Limits, Menu, Plan, offers_of, settle
@@ -32,6 +32,8 @@ FITTING = {BEFORE: 0.25, AROUND: 0.5, BEYOND: 0.75}
 DEEPEST = 16.0
 # How much faster than the fastest network on the frontier a bolder one is to be.
 BOLDER = 1.5
+# A gap on the frontier is worth a plan if filling it would add so much to the hypervolume.
+LEAST_GAP = 0.01
 # The precisions of a shape may take so much longer than the fastest ones, to lose less.
 SLACK = 1.15
 # Formats in which a network should take at most so many times as long as in the best one are tried.
@@ -105,7 +107,7 @@ def next_shapes(
     beliefs: Beliefs,
 ) -> Iterator[Proposal]:
     """What the frontier suggests: plans and a student in its gaps, and something bolder."""
-    wishes = list(_wished(frontier_of(attempts)))
+    wishes = list(_wished(attempts))
     plans = partial(_plans, menus, attempts, wishes, limits, training, beliefs)
     student = partial(_another_student, menus, students, attempts, wishes, training, limits)
     for propose in (student, plans) if _students_lead(attempts) else (plans, student):
@@ -268,15 +270,41 @@ def recovered(offers: Sequence[Offer], training: Training, work: float) -> Shape
     return (*shape, (NETWORK, training.choice(steps))) if steps else shape
 
 
-def _wished(best: Sequence[Attempt]) -> Iterator[float]:
-    """Latencies in seconds: beyond the fast end of the frontier, and in its widest gaps."""
+def _wished(attempts: Sequence[Attempt]) -> Iterator[float]:
+    """Latencies in seconds: beyond the fast end of the frontier, and in its gaps."""
+    best = [one for one in frontier_of(attempts) if not _is_lost(one)]
     if best and best[0].drop < WITHIN_REACH / 2:
-        yield speed(best[0].trial) / BOLDER
+        bolder = _bolder(speed(best[0].trial), attempts)
+        if bolder < speed(best[0].trial) * (1 - GAP):
+            yield bolder
     for slow, fast in _gaps(best):
         yield math.sqrt(speed(slow.trial) * speed(fast.trial))
 
 
+def _bolder(fastest: Seconds, attempts: Sequence[Attempt]) -> float:
+    """What is faster than the fastest; no more than half the way to what was too fast already."""
+    too_fast = [
+        one.proposal.latency
+        for one in attempts
+        if one.proposal.cut and not _is_student(one) and _is_lost(one)
+    ]
+    nearest = max((latency for latency in too_fast if latency < fastest), default=0.0)
+    return max(fastest / BOLDER, math.sqrt(nearest * fastest))
+
+
+def _is_lost(attempt: Attempt) -> bool:
+    return bool(attempt.trial.failure) or attempt.drop > WITHIN_REACH
+
+
 def _gaps(best: Sequence[Attempt]) -> list[tuple[Attempt, Attempt]]:
-    """Neighbors on the frontier, the widest gap in latency first."""
+    """Neighbors on the frontier that leave the most between them, in score and in latency."""
     pairs = [(slow, fast) for fast, slow in itertools.pairwise(best)]
-    return sorted(pairs, key=lambda pair: speed(pair[1].trial) / speed(pair[0].trial))[:2]
+    gaps = [(_gap(*pair), pair) for pair in pairs]
+    wide = sorted((one for one in gaps if one[0] >= LEAST_GAP), key=lambda one: -one[0])
+    return [pair for _, pair in wide[:2]]
+
+
+def _gap(slow: Attempt, fast: Attempt) -> float:
+    """What the frontier's hypervolume would gain by the speed of one at the score of the other."""
+    halvings = math.log2(speed(slow.trial) / speed(fast.trial))
+    return (slow.trial.score - fast.trial.score) / WORST_LOSS * halvings

@@ -76,7 +76,7 @@ def test_what_lost_too_much_at_first_is_followed_by_slower_plans_alone(
 def test_where_training_saved_nothing_plans_lose_no_more_than_is_borne(
     menus: dict[str, Menu],
 ) -> None:
-    rounded = Attempt(Proposal("rounded", "onnx"), tried(0.95, 1e-4, divergence=0.01))
+    rounded = Attempt(Proposal("rounded", "onnx"), tried(0.96, 1e-4, divergence=0.01))
     lost = {
         score: max(
             sum(appraise(menu, offers_of(menu, one.reshaped), one.precisions).losses.values())
@@ -218,6 +218,27 @@ def test_beyond_a_frontier_that_loses_little_something_bolder_is_planned(
     good = following(menus, attempt(0.97, fast))
     assert any(proposal.latency == pytest.approx(fast / 1.5, rel=0.2) for proposal in good)
     assert not following(menus, attempt(0.80, fast))
+
+
+def test_what_was_too_fast_is_approached_by_halves(menus: dict[str, Menu]) -> None:
+    fast = 0.9 * whole(menus["onnx"]).latency
+    good = attempt(0.97, fast)
+
+    def bolder(too_fast: float) -> list[float]:
+        ruined = Attempt(
+            Proposal("a test's", "onnx", SHAPE, latency=too_fast), tried(0.2, too_fast)
+        )
+        return [one.work for one in following(menus, good, ruined)]
+
+    assert min(bolder(0.4 * fast)) < min(bolder(0.8 * fast))
+    assert not bolder(0.98 * fast)
+
+
+def test_a_gap_that_is_not_worth_a_plan_is_left(menus: dict[str, Menu]) -> None:
+    latency = whole(menus["onnx"]).latency
+    slow, fast = attempt(0.99, 0.9 * latency), attempt(0.90, 0.5 * latency)
+    assert following(menus, slow, fast)
+    assert not following(menus, attempt(0.901, 0.9 * latency), fast)
 
 
 def test_where_something_is_wished_the_nearest_student_is_tried(menus: dict[str, Menu]) -> None:
