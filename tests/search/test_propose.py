@@ -220,18 +220,15 @@ def test_beyond_a_frontier_that_loses_little_something_bolder_is_planned(
     assert not following(menus, attempt(0.80, fast))
 
 
-def test_what_was_too_fast_is_approached_by_halves(menus: dict[str, Menu]) -> None:
-    fast = 0.9 * whole(menus["onnx"]).latency
-    good = attempt(0.97, fast)
-
+def test_what_was_too_fast_is_approached_by_halves() -> None:
     def bolder(too_fast: float) -> list[float]:
-        ruined = Attempt(
-            Proposal("a test's", "onnx", SHAPE, latency=too_fast), tried(0.2, too_fast)
-        )
-        return [one.work for one in following(menus, good, ruined)]
+        ruined = Proposal("a test's", "onnx", SHAPE, latency=too_fast)
+        good = attempt(0.97, 1.0)
+        return list(propose._wished([good, Attempt(ruined, tried(0.2, too_fast))]))
 
-    assert min(bolder(0.4 * fast)) < min(bolder(0.8 * fast))
-    assert not bolder(0.98 * fast)
+    assert bolder(0.1) == [1 / propose.BOLDER]
+    assert bolder(0.64) == [pytest.approx(0.8)]
+    assert not bolder(0.98)
 
 
 def test_a_gap_that_is_not_worth_a_plan_is_left(menus: dict[str, Menu]) -> None:
