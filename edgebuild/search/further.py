@@ -25,6 +25,8 @@ MOSTLY, ROUNDED_REACH = 0.5, 0.3
 # A network that is so near to the whole one (KL of the outputs, in nats) is not trained further. A
 # score that has lost nothing is not enough: on other samples it may have.
 NEGLIGIBLE = 0.005
+# The precisions that whole networks are fast in.
+ALIKE = (Precision.INT8_STATIC, Precision.INT8_DYNAMIC)
 # How many shapes of the frontier are taken further in one round.
 PROMISING = 3
 
@@ -38,13 +40,17 @@ def further(
     training: Training,
     zeros: Sequence[Offer] = (),
     by_rounding: Callable[[Attempt], float] = _wholly,
+    precisions: Sequence[Precision] = (),
 ) -> Iterator[Proposal]:
     """The most promising networks after more steps, more finely rounded, or with zeros.
+
+    And the fastest with all layers alike, in each of the precisions that compute in integers.
 
     `by_rounding` tells which share of an attempt's divergence quantization is believed to cause.
     """
     spent, count = 0.0, 0
     promising = [one for one in _promising(attempts) if _is_within_reach(one, by_rounding(one))]
+    yield from _alike(promising[:1], precisions)
     for attempt in _first_to_gain(promising, attempts):
         proposals = list(_longer(attempt, training, spent))
         spent += sum(training.seconds(one.steps, one.work) for one in proposals)
@@ -105,6 +111,21 @@ def _longer(attempt: Attempt, training: Training, spent: float) -> Iterator[Prop
     has_lost = attempt.drop > 0 or attempt.divergence > NEGLIGIBLE
     if steps < most and has_lost and attempt.drop <= WITHIN_REACH:
         yield attempt.proposal.anew(training.choice(most))
+
+
+def _alike(fastest: Sequence[Attempt], precisions: Sequence[Precision]) -> Iterator[Proposal]:
+    """The same networks, with one precision for all layers.
+
+    What tiny layers take the runtimes' clocks hardly tell apart, nor what passing from one
+    precision to another costs: such a network tells it as a whole.
+    """
+    for attempt in fastest:
+        proposal = attempt.proposal
+        if any(chosen.is_integer for chosen in proposal.precisions.values()):
+            for precision in precisions:
+                if precision in ALIKE:
+                    alike = dict.fromkeys(proposal.precisions, precision)
+                    yield replace(proposal, precisions=alike).named()
 
 
 def _finer(attempt: Attempt, attempts: Sequence[Attempt], training: Training) -> Iterator[Proposal]:

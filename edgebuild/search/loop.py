@@ -185,7 +185,8 @@ class Rounds:
         shaping = priced, survey.students, limits, training, beliefs
         new = self._untried(next_shapes(found.attempts, *shaping))
         shapes = partial(affordable, new, training)
-        deeper = partial(further, found.attempts, training, survey.zeros, found.by_rounding)
+        deepening = training, survey.zeros, found.by_rounding, self.wishes.precisions
+        deeper = partial(further, found.attempts, *deepening)
         stages: tuple[Callable[[], Iterator[Proposal]], ...] = (
             partial(opening, found.attempts, priced, limits, training, beliefs),
             partial(first_shapes, found.attempts, *shaping),

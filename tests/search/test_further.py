@@ -9,6 +9,7 @@ from small_search import SHAPE, STUDENT, TRAINING, attempt, tried
 from edgebuild.search.further import PROMISING, further
 from edgebuild.search.proposal import Attempt, Proposal, Shape
 from edgebuild.vocabulary.offer import NETWORK, Choice, Part, PartKind
+from edgebuild.vocabulary.precision import Precision
 from edgebuild.vocabulary.recipe import Recipe
 
 QUANTIZED = attempt(1.0, 1.0, integer=True).proposal.precisions
@@ -156,3 +157,19 @@ def test_what_lost_much_by_rounding_alone_is_rounded_more_finely_and_trained_no_
     assert not any("400 steps, seed" in option for option in options(0.85, 0.9))
     assert not options(0.85, 0.3)
     assert not options(0.6, 0.9)
+
+
+def test_the_fastest_is_tried_with_all_layers_alike() -> None:
+    precisions = (Precision.FP32, Precision.INT8_STATIC, Precision.INT8_DYNAMIC)
+
+    def alike(*attempts: Attempt) -> list[set[Precision]]:
+        found = further(attempts, TRAINING, precisions=precisions)
+        kept = [one for one in found if one.steps == 100 and "round" not in one.name]
+        return [set(one.precisions.values()) for one in kept if "qat" not in one.name]
+
+    fast = attempt(0.95, 1e-6, steps=100, integer=True)
+    mixed = {**fast.proposal.precisions, "layers.0": Precision.FP32}
+    fast = replace(fast, proposal=replace(fast.proposal, precisions=mixed))
+    slow = attempt(0.97, 5e-6, steps=100)
+    assert alike(slow, fast) == [{Precision.INT8_STATIC}, {Precision.INT8_DYNAMIC}]
+    assert not alike(slow)
