@@ -231,9 +231,13 @@ def _works(network: NetworkSample) -> list[KernelWork]:
 
 @dataclass(frozen=True)
 class _Calls:
-    """What lies between a profile and a call: the profile's own time, caches, copies, the call."""
+    """What lies between a profile and a call: the profile's own time, caches, copies, the call.
+
+    `untold` is what a kernel takes besides that the clock hardly shows: those of less than a tick.
+    """
 
     noting: float
+    untold: float
     carrying: float
     handing: float
 
@@ -246,18 +250,26 @@ class _Calls:
         seconds = np.array([network.seconds for network in networks])
         hot = np.array([sum(k.hot for k in network.kernels) for network in networks])
         counts = np.array([len(network.kernels) for network in networks], float)
+        untold = np.array(
+            [sum(_is_untold(k.hot) for k in network.kernels) for network in networks], float
+        )
         bytes_ = np.array([network.load.size for network in networks], float)
         tensors = np.array([network.load.tensors for network in networks], float)
-        columns = np.stack([-counts, bytes_, tensors], 1)
+        columns = np.stack([untold - counts, untold, bytes_, tensors], 1)
         sizes = np.maximum(np.abs(columns).max(axis=0), 1e-30)
         weights = 1 / np.maximum(seconds, TICK)
         for _ in range(ROUNDS):
             found, _ = nnls(columns / sizes * weights[:, None], (seconds - hot) * weights)
             left = np.abs(hot + columns @ (found / sizes) - seconds) / seconds
             weights = np.minimum(1, STICKS_OUT / np.maximum(left, 1e-9)) / np.maximum(seconds, TICK)
-        noting, carrying, handing = found / sizes
-        return cls(float(noting), float(carrying), float(handing))
+        return cls(*(float(one) for one in found / sizes))
 
     def own(self, profiled: float) -> float:
         """What a kernel takes within a call that nobody profiles."""
-        return max(profiled - self.noting, SHORTEST)
+        besides = self.untold if _is_untold(profiled) else -self.noting
+        return max(profiled + besides, SHORTEST)
+
+
+def _is_untold(profiled: float) -> bool:
+    """Whether a kernel took less than the clock tells."""
+    return profiled < TICK

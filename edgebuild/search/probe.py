@@ -20,7 +20,14 @@ from edgebuild.capture import capture
 from edgebuild.samples import StoredSamples, store_split
 from edgebuild.search.estimate import load_of
 from edgebuild.search.measure import Effort, clocked, clocking
-from edgebuild.search.probe_blocks import Block, image_blocks, row_blocks, tiny_blocks, token_blocks
+from edgebuild.search.probe_blocks import (
+    Block,
+    chain,
+    image_blocks,
+    row_blocks,
+    tiny_blocks,
+    token_blocks,
+)
 from edgebuild.search.probe_modules import SideBySide
 from edgebuild.search.uniform import exporters_of, uniform
 from edgebuild.vocabulary.artifact import Artifact, KernelWork
@@ -79,6 +86,9 @@ NETWORKS = (
     # About as many weights as caches hold: beside the others it tells their size.
     ProbeNetwork("many rows", lambda draw: row_blocks(draw, 40), IMAGE),
     ProbeNetwork("tiny", lambda draw: tiny_blocks(draw, 15)),
+    ProbeNetwork("tiny chain", lambda draw: chain(draw, 8, 2, 4, 15), IMAGE),
+    ProbeNetwork("small chain", lambda draw: chain(draw, 16, 3, 7, 12), IMAGE),
+    ProbeNetwork("chain", lambda draw: chain(draw, 32, 6, 14, 10), IMAGE),
 )
 
 

@@ -43,6 +43,7 @@ ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
     nn.LeakyReLU,
     nn.Hardsigmoid,
 )
+CHAINED = (nn.ReLU, nn.ReLU6, nn.Hardswish)
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,17 @@ def tiny_blocks(draw: random.Random, count: int) -> list[Block]:
             kernel = draw.choice((3, 5))
             blocks.append(Block(Inverted(8, 2, kernel, 1, act), torch.randn(1, 8, 4, 4)))
     return blocks
+
+
+def chain(draw: random.Random, width: int, times: int, side: int, count: int) -> list[Block]:
+    """Blocks one after the other: many kernels, but one tensor in and one out, as networks have.
+
+    Beside blocks with an input each, it tells what noting a kernel takes from handing a tensor.
+    """
+    blocks = [
+        Inverted(width, times, draw.choice((3, 5)), 1, draw.choice(CHAINED)()) for _ in range(count)
+    ]
+    return [Block(nn.Sequential(*blocks), _image(width, side))]
 
 
 def _fitting(make: Callable[[random.Random], Block | None], draw: random.Random) -> Block:

@@ -181,3 +181,23 @@ def test_kernels_that_are_too_short_for_the_clock_do_not_bend_the_line() -> None
     line = line_through([*short, *long])
     for one, missed, seconds in long:
         assert line.seconds(one, missed) == pytest.approx(seconds, rel=0.1)
+
+
+def test_kernels_that_the_clock_does_not_show_take_what_their_networks_tell() -> None:
+    """They say nothing of what noting the others takes."""
+    rng, untold = np.random.default_rng(0), Seconds(0.4e-6)
+
+    def with_short_ones(number: int) -> NetworkSample:
+        longer = network(f"{number}", [work(rng) for _ in range(2 + number % 4)])
+        short = replace(work(rng, "Add"), macs=0)
+        unseen = KernelSample("Add", short, Seconds(0.0), Seconds(0.0))
+        count = 40 * (number % 3)
+        seconds = Seconds(longer.seconds + count * untold)
+        return replace(longer, kernels=(*longer.kernels, *[unseen] * count), seconds=seconds)
+
+    networks = tuple(with_short_ones(number) for number in range(12))
+    found = predictor(ProbedRuntime("litert", "litert 1", 1, networks))
+    of_one = work(rng)
+    assert found.network([of_one], LOAD).seconds == pytest.approx(truth(of_one) + CALL, rel=0.1)
+    short = networks[1].kernels[-1].work
+    assert found.kernel(short)[0] == pytest.approx(untold, rel=0.3)
