@@ -249,13 +249,15 @@ class _Calls:
         """
         seconds = np.array([network.seconds for network in networks])
         hot = np.array([sum(k.hot for k in network.kernels) for network in networks])
-        counts = np.array([len(network.kernels) for network in networks], float)
+        told = np.array(
+            [sum(not _is_untold(k.hot) for k in network.kernels) for network in networks], float
+        )
         untold = np.array(
             [sum(_is_untold(k.hot) for k in network.kernels) for network in networks], float
         )
         bytes_ = np.array([network.load.size for network in networks], float)
         tensors = np.array([network.load.tensors for network in networks], float)
-        columns = np.stack([untold - counts, untold, bytes_, tensors], 1)
+        columns = np.stack([-told, untold, bytes_, tensors], 1)
         sizes = np.maximum(np.abs(columns).max(axis=0), 1e-30)
         weights = 1 / np.maximum(seconds, TICK)
         for _ in range(ROUNDS):

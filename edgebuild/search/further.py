@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from edgebuild.search.frontier import speed, volume
@@ -53,10 +53,9 @@ def further(
     fastest = promising[:1]
     yield from _alike([one.proposal for one in fastest], precisions)
     for attempt in _first_to_gain(promising, attempts):
-        proposals = list(_longer(attempt, training, spent))
-        spent += sum(training.seconds(one.steps, one.work) for one in proposals)
-        if attempt in fastest:
-            proposals += _alike(proposals, precisions)
+        longer = list(_longer(attempt, training, spent))
+        spent += sum(training.seconds(one.steps, one.work) for one in longer)
+        proposals = [*longer, *(_alike(longer, precisions) if attempt in fastest else ())]
         if by_rounding(attempt) >= BY_ROUNDING:
             proposals += _finer(attempt, attempts, training)
         proposals += _sparser(attempt, zeros)
@@ -116,13 +115,13 @@ def _longer(attempt: Attempt, training: Training, spent: float) -> Iterator[Prop
         yield attempt.proposal.anew(training.choice(most))
 
 
-def _alike(proposals: Iterable[Proposal], precisions: Sequence[Precision]) -> Iterator[Proposal]:
+def _alike(proposals: Sequence[Proposal], precisions: Sequence[Precision]) -> Iterator[Proposal]:
     """The same networks, with one precision for all layers.
 
     What tiny layers take the runtimes' clocks hardly tell apart, nor what passing from one
     precision to another costs: such a network tells it as a whole.
     """
-    for proposal in tuple(proposals):
+    for proposal in proposals:
         if any(chosen.is_integer for chosen in proposal.precisions.values()):
             for precision in precisions:
                 if precision in ALIKE:

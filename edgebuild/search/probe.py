@@ -22,7 +22,7 @@ from edgebuild.search.estimate import load_of
 from edgebuild.search.measure import Effort, clocked, clocking
 from edgebuild.search.probe_blocks import (
     Block,
-    chain,
+    chained_blocks,
     image_blocks,
     row_blocks,
     tiny_blocks,
@@ -86,9 +86,13 @@ NETWORKS = (
     # About as many weights as caches hold: beside the others it tells their size.
     ProbeNetwork("many rows", lambda draw: row_blocks(draw, 40), IMAGE),
     ProbeNetwork("tiny", lambda draw: tiny_blocks(draw, 15)),
-    ProbeNetwork("tiny chain", lambda draw: chain(draw, 8, 2, 4, 15), IMAGE),
-    ProbeNetwork("small chain", lambda draw: chain(draw, 16, 3, 7, 12), IMAGE),
-    ProbeNetwork("chain", lambda draw: chain(draw, 32, 6, 14, 10), IMAGE),
+    ProbeNetwork(
+        "tiny chain", lambda draw: chained_blocks(draw, 15, width=8, times=2, side=4), IMAGE
+    ),
+    ProbeNetwork(
+        "small chain", lambda draw: chained_blocks(draw, 12, width=16, times=3, side=7), IMAGE
+    ),
+    ProbeNetwork("chain", lambda draw: chained_blocks(draw, 10, width=32, times=6, side=14), IMAGE),
 )
 
 

@@ -43,6 +43,7 @@ ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
     nn.LeakyReLU,
     nn.Hardsigmoid,
 )
+# Those of mobile networks, which are such chains.
 CHAINED = (nn.ReLU, nn.ReLU6, nn.Hardswish)
 
 
@@ -87,7 +88,9 @@ def tiny_blocks(draw: random.Random, count: int) -> list[Block]:
     return blocks
 
 
-def chain(draw: random.Random, width: int, times: int, side: int, count: int) -> list[Block]:
+def chained_blocks(
+    draw: random.Random, count: int, width: int, times: int, side: int
+) -> list[Block]:
     """Blocks one after the other: many kernels, but one tensor in and one out, as networks have.
 
     Beside blocks with an input each, it tells what noting a kernel takes from handing a tensor.

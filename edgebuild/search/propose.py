@@ -178,8 +178,8 @@ def _fastest(
 def _are_out_of_reach(attempts: Sequence[Attempt]) -> bool:
     """Whether training has not saved a single one of the networks that were changed."""
     trained = [one for one in attempts if one.proposal.cut and one.proposal.steps]
-    drops = [one.drop for one in trained if one.is_scored]
-    return min(drops, default=0.0) > WITHIN_REACH
+    scored = [one for one in trained if one.is_scored]
+    return bool(scored) and all(map(_is_lost, scored))
 
 
 def _planned(
@@ -274,8 +274,9 @@ def _wished(attempts: Sequence[Attempt]) -> Iterator[float]:
     """Latencies in seconds: beyond the fast end of the frontier, and in its gaps."""
     best = [one for one in frontier_of(attempts) if not _is_lost(one)]
     if best and best[0].drop < WITHIN_REACH / 2:
-        bolder = _bolder(speed(best[0].trial), attempts)
-        if bolder < speed(best[0].trial) * (1 - GAP):
+        fastest = speed(best[0].trial)
+        bolder = _bolder(fastest, attempts)
+        if bolder < fastest * (1 - GAP):
             yield bolder
     for slow, fast in _gaps(best):
         yield math.sqrt(speed(slow.trial) * speed(fast.trial))
@@ -293,15 +294,15 @@ def _bolder(fastest: Seconds, attempts: Sequence[Attempt]) -> float:
 
 
 def _is_lost(attempt: Attempt) -> bool:
-    return bool(attempt.trial.failure) or attempt.drop > WITHIN_REACH
+    """Whether its score is out of reach; of what failed before it was scored nobody knows."""
+    return attempt.is_scored and attempt.drop > WITHIN_REACH
 
 
 def _gaps(best: Sequence[Attempt]) -> list[tuple[Attempt, Attempt]]:
     """Neighbors on the frontier that leave the most between them, in score and in latency."""
     pairs = [(slow, fast) for fast, slow in itertools.pairwise(best)]
-    gaps = [(_gap(*pair), pair) for pair in pairs]
-    wide = sorted((one for one in gaps if one[0] >= LEAST_GAP), key=lambda one: -one[0])
-    return [pair for _, pair in wide[:2]]
+    wide = [pair for pair in pairs if _gap(*pair) >= LEAST_GAP]
+    return sorted(wide, key=lambda pair: -_gap(*pair))[:2]
 
 
 def _gap(slow: Attempt, fast: Attempt) -> float:

@@ -229,6 +229,9 @@ def test_what_was_too_fast_is_approached_by_halves() -> None:
     assert bolder(0.1) == [1 / propose.BOLDER]
     assert bolder(0.64) == [pytest.approx(0.8)]
     assert not bolder(0.98)
+    broken = Proposal("a test's", "onnx", SHAPE, latency=0.64)
+    failed = Attempt(broken, Trial(tried(0.2, 0.64).recipe, failure="no operator for aten.odd"))
+    assert list(propose._wished([attempt(0.97, 1.0), failed])) == [1 / propose.BOLDER]
 
 
 def test_a_gap_that_is_not_worth_a_plan_is_left(menus: dict[str, Menu]) -> None:
